@@ -51,6 +51,7 @@ SEEDS ?= 20000
 FIRST ?= 0
 simulate: $(VENV)/developed
 	$(BIN)/python -m shoal.testing.simulate --seeds $(SEEDS) --first $(FIRST)
+	$(BIN)/python -m shoal.testing.simulate --seeds $$(($(SEEDS) / 10)) --first $(FIRST) --fleet
 
 # Our figures beside llama.cpp's, from the same run; CHECK=1 fails where a goal is missed.
 ROUNDS ?= 5

@@ -142,16 +142,16 @@ class Cluster:
         self._arranged = self._occasion(now)
         available = self.members.available(now)
         for model, groups in self._groups.items():
-            replicas = sorted(id for id in self.pipelines if id.model == model)
-            few = len(available) < max(self._terms[id].min_nodes for id in replicas)
-            if not self._divided(model) or (few and not any(self.pipelines[id].placed for id in replicas)):
+            copies = sorted(id for id in self.pipelines if id.model == model)
+            replicas = [id for id in copies if self.pipelines[id].placed or len(available) >= self._terms[id].min_nodes]
+            if not self._divided(model) or not replicas:
                 continue
             profiles = {n: self._free(n, m.profile, model) for n, m in available.items() if self._pinned(replicas[0], n)}
             serving = sorted(replicas, key=lambda id: self.pipelines[id].serving is None)
             parts = {id.replica: [n for n in self.members if self.pipelines[id].needs(n)] for id in replicas}
             running = {n: replica for replica, nodes in parts.items() if not any(map(self.crowded, nodes)) for n in nodes}
             groups.arrange([id.replica for id in serving], profiles, running)
-            if len(replicas) == 1:
+            if len(copies) == 1:
                 groups.replica_of.clear()  # all nodes are its own again
 
     def _occasion(self, now: float) -> tuple[object, ...]:

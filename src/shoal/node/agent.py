@@ -149,8 +149,10 @@ class Agent:
             for part in self._parts.values():
                 part.end_membership()
             await link.close()
-            for part in [*self._parts.values()]:
+            for pipeline, part in [*self._parts.items()]:
                 await part.keep_weights()
+                if part.held() is None:  # the next head would not learn that it is there
+                    del self._parts[pipeline]
 
     async def _depart(self, joined: asyncio.Event) -> str:
         await self._leaving.wait()

@@ -275,6 +275,8 @@ class Coordinator:
                 self.roster.probed(conversation)
                 self.roster.reached[joined.profile.name] = LinkSpeed(max(message.round_trip, 0) / 2, max(message.bytes_per_second, 1.0))
                 self._measured()
+                for id in joined.loaded.keys() - self.runners.keys():  # closed while the link was being measured
+                    conversation.say(control.Drop(pipeline=str(id)))
                 self._handle(joined)
             case control.Failed():
                 self.roster.probed(conversation)

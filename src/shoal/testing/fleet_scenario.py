@@ -28,12 +28,13 @@ from shoal.pipeline_id import PipelineId
 from shoal.request import Request, RequestId, Score, TokenChunk
 from shoal.testing import toy
 from shoal.testing.network import SimWorld
-from shoal.testing.scenario import BOUND, JOURNALS, TROUBLE, Broken, Scenario, SimNode, StepCounts
+from shoal.testing.scenario import JOURNALS, TROUBLE, Broken, Scenario, SimNode, StepCounts
 
 _UNLOADED = "the model was unloaded"
 _CLOSED = "the copy was closed"
 _MOST_COPIES = 3
 _CONTEXT = 160
+_BOUND = 900.0  # simulated seconds after which what has not ended counts as stuck
 
 
 class HeadDied(ShoalError):
@@ -148,7 +149,7 @@ class FleetScenario(Scenario):
         work += [loop.create_task(self._trouble(self.settings)), loop.create_task(self._govern())]
         rescue = loop.create_task(self._rescue())
         try:
-            done, late = await asyncio.wait(work, timeout=BOUND)
+            done, late = await asyncio.wait(work, timeout=_BOUND)
             for task in done:
                 task.result()
             if late:
@@ -184,7 +185,7 @@ class FleetScenario(Scenario):
                 model.copies.rescue()
 
     async def _until_all_serve(self) -> None:
-        end = self._loop.time() + 600
+        end = self._loop.time() + _BOUND
         while not all(runner.serving and not runner.pipeline.moving for runner in self._head.runners.values()):
             if self._loop.time() > end:
                 states = {str(id): runner.pipeline.progress or runner.pipeline.moving for id, runner in self._head.runners.items()}
@@ -223,6 +224,8 @@ class FleetScenario(Scenario):
             if node.agent is None or node.running is None or node.running.done() or (number := numbers.get(node.host.name)) is None:
                 continue
             parts = node.agent._parts  # pyright: ignore[reportPrivateUsage]
+            held = [part._model for part in parts.values()]  # pyright: ignore[reportPrivateUsage]
+            assert all(model in held or not model.layers for model in node.models), f"{node.host.name} holds what is of no pipeline"
             assert parts.keys() <= known, f"{node.host.name} keeps {sorted(parts.keys() - known)}, which nobody serves"
             assert cluster.members[number].profile.memory >= sum(runner.pipeline.takes(number) for runner in runners.values())
             for id, runner in runners.items():
@@ -275,7 +278,7 @@ class FleetScenario(Scenario):
 
     async def _taken_up(self, request: Request, name: str, said: list[TokenChunk]) -> TokenStream:
         """By the head that has come, as soon as it serves that model: see ModelEngine.resumed."""
-        while name not in self.models or not self.models[name].copies.runners:  # noqa: ASYNC110 - simulated time
+        while name not in self.models:  # noqa: ASYNC110 - simulated time
             await asyncio.sleep(0.5)
         stream = TokenStream(request, said)
         runner = min(self.models[name].copies, key=lambda runner: len(runner.requests))
@@ -420,6 +423,10 @@ class FleetScenario(Scenario):
         node = SimNode(self.network.host(f"n{len(self._nodes)}"), memory, speed, rng.choice(JOURNALS))
         self._nodes.append(node)
         self._start(node)
+
+    def _start(self, node: SimNode) -> None:
+        node.models.clear()  # they went with its process
+        super()._start(node)
 
     async def _mend(self, settings: HeadSettings) -> None:
         while self.coordinator is None:  # noqa: ASYNC110 - simulated time

@@ -35,7 +35,7 @@ _WITH_DISKS = 0.3  # of the seeds
 _WITH_WORKERS = 0.3  # of the seeds, whose model has experts then
 _UNDECIDED = 0.6  # of these seeds
 TROUBLE = 25.0  # simulated seconds during which things happen
-BOUND = 4000.0  # simulated seconds after which a request that has not ended counts as stuck
+_BOUND = 4000.0  # simulated seconds after which a request that has not ended counts as stuck
 JOURNALS = (JournalLimits(0, 0), JournalLimits(32 * 4 * 2, 0), JournalLimits(32 * 4, 32 * 4 * 2), JournalLimits(1 << 20, 0))
 _GRAMMARS = tuple(
     json.dumps({"grammars": [{"lark_grammar": f"start: /{pattern}/"}]}) for pattern in ("[a-f]{5,30}", "(ab|[g-m]{3}k)+x?", "(a[^a]*a){3}")
@@ -186,7 +186,7 @@ class Scenario:
         clients = [loop.create_task(self._client(i)) for i in range(rng.randint(2, 5))]
         trouble = loop.create_task(self._trouble(settings))
         try:
-            done, late = await asyncio.wait([*clients, trouble], timeout=BOUND)
+            done, late = await asyncio.wait([*clients, trouble], timeout=_BOUND)
             for task in (*clients, trouble):
                 if task in done:
                     task.result()

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from shoal.config import default_threads
+from shoal.testing.fleet_scenario import FleetScenario
 from shoal.testing.rush import Rush
 from shoal.testing.scenario import Broken, Scenario
 
@@ -28,14 +30,21 @@ class Outcome:
     """Tokens for which a running answer waited while other prompts were being computed."""
     faults: int
     """Requests that ended with a fault."""
+    moved: int = 0
+    """Times that a request went on at another copy of its model."""
+    successions: int = 0
+    """Heads that died."""
 
 
-def scenarios(seed: int) -> list[Scenario]:
+def scenarios(seed: int, fleet: bool = False) -> list[Scenario]:
+    """fleet: several models, with several copies."""
+    if fleet:
+        return [FleetScenario(seed)]
     return [Scenario(seed), *([Rush(seed)] if seed % _RUSHES == 0 else [])]
 
 
-def play(seed: int) -> Outcome:
-    told, events = scenarios(seed), ""
+def play(seed: int, fleet: bool = False) -> Outcome:
+    told, events = scenarios(seed, fleet), ""
     for scenario in told:
         try:
             scenario.run()
@@ -43,15 +52,17 @@ def play(seed: int) -> Outcome:
             events = events or str(broken)
     ended = [interruption for scenario in told for interruption in scenario.counts.interruptions]
     waits = sum(len(scenario.waits) for scenario in told if isinstance(scenario, Rush))
-    return Outcome(seed, events, told[0].tokens, len(ended), sum(i.tokens for i in ended), waits, told[0].faults)
+    fleets = [scenario for scenario in told if isinstance(scenario, FleetScenario)]
+    moved, successions = sum(f.moved for f in fleets), sum(f.successions for f in fleets)
+    return Outcome(seed, events, told[0].tokens, len(ended), sum(i.tokens for i in ended), waits, told[0].faults, moved, successions)
 
 
-def play_all(seeds: Sequence[int], jobs: int) -> list[Outcome]:
+def play_all(seeds: Sequence[int], jobs: int, fleet: bool = False) -> list[Outcome]:
     if jobs == 1:
-        return [play(seed) for seed in seeds]
+        return [play(seed, fleet) for seed in seeds]
     # Spawned: a fork of a process with threads (gRPC's, torch's) may inherit a lock that nobody will release.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(play, seeds, chunksize=8))
+        return list(pool.map(partial(play, fleet=fleet), seeds, chunksize=8))
 
 
 def main() -> None:
@@ -59,24 +70,28 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2000, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--jobs", type=int, default=default_threads())
+    parser.add_argument("--fleet", action="store_true", help="several models, with several copies, that come and go")
     parser.add_argument("--events", action="store_true", help="print the events of every seed, not only of those that fail")
     given = parser.parse_args()
     seeds = range(given.first, given.first + given.seeds)
     if given.events:
-        for scenario in [scenario for seed in seeds for scenario in scenarios(seed)]:
+        for scenario in [scenario for seed in seeds for scenario in scenarios(seed, given.fleet)]:
             try:
                 scenario.run()
             finally:
                 print("\n".join(scenario.events))
         return
-    outcomes = play_all(seeds, given.jobs)
+    outcomes = play_all(seeds, given.jobs, given.fleet)
     failed = [o for o in outcomes if o.events]
     print(
         f"{len(outcomes)} seeds, {sum(o.tokens for o in outcomes)} tokens, {sum(o.interruptions for o in outcomes)} interruptions, "
-        f"{sum(o.refilled for o in outcomes)} tokens refilled, {sum(o.waits for o in outcomes)} waits beside prompts, {len(failed)} failed"
+        f"{sum(o.refilled for o in outcomes)} tokens refilled, {sum(o.waits for o in outcomes)} waits beside prompts, "
+        f"{sum(o.moved for o in outcomes)} requests moved to other copies, {sum(o.successions for o in outcomes)} heads lost, {len(failed)} failed"
     )
     for outcome in failed[:3]:
-        print(f"\n{outcome.events}\n\nagain: python -m shoal.testing.simulate --first {outcome.seed} --seeds 1 --events")
+        print(
+            f"\n{outcome.events}\n\nagain: python -m shoal.testing.simulate --first {outcome.seed} --seeds 1 --events{' --fleet' * given.fleet}"
+        )
     if failed:
         print("failed seeds:", *(o.seed for o in failed))
         sys.exit(1)
