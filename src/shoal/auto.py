@@ -102,20 +102,20 @@ class AutoDistributedModel:
 
     def chat(self, messages: list[dict[str, str]], *, max_tokens: int = 256, stop: str | list[str] | None = None, **sampling: Any) -> str:
         """The assistant's answer to a conversation."""
-        return "".join(self._stream(self._head.tokenizer.encode_chat(messages), max_tokens, stop, sampling))
+        return "".join(self._stream(self._engine.tokenizer.encode_chat(messages), max_tokens, stop, sampling))
 
     def stream(self, prompt: str, *, max_tokens: int = 256, stop: str | list[str] | None = None, **sampling: Any) -> Iterator[str]:
         """Like generate, but yields pieces. Leaving the iteration cancels the rest."""
-        return self._stream(self._head.tokenizer.encode(prompt), max_tokens, stop, sampling)
+        return self._stream(self._engine.tokenizer.encode(prompt), max_tokens, stop, sampling)
 
     @property
-    def _head(self) -> Any:
+    def _engine(self) -> Any:
         if self._cluster is None:
             raise ClusterError("the model is closed")
         return self._cluster.head.engine
 
     def _stream(self, prompt: list[int], max_tokens: int, stop: str | list[str] | None, sampling: dict[str, Any]) -> Iterator[str]:
-        head = self._head
+        engine = self._engine
         unknown = set(sampling) - set(SamplingParams.__struct_fields__)
         if unknown:
             raise ConfigError(
@@ -123,12 +123,12 @@ class AutoDistributedModel:
             )
         chosen: dict[str, Any] = {"temperature": 0.0, "seed": secrets.randbits(63), **sampling}
         params = SamplingParams(**chosen)
-        params.check(head.vocabulary)
-        request = Request(RequestId(f"python-{next(self._names)}"), prompt, max_tokens, params, 1, head.tokenizer.stop_tokens)
-        text = TextStream(head.tokenizer, prompt, [stop] if isinstance(stop, str) else stop or [])
+        params.check(engine.vocabulary)
+        request = Request(RequestId(f"python-{next(self._names)}"), prompt, max_tokens, params, 1, engine.tokenizer.stop_tokens)
+        text = TextStream(engine.tokenizer, prompt, [stop] if isinstance(stop, str) else stop or [])
 
         async def submit() -> Any:
-            return head.submit(request)
+            return engine.submit(request)
 
         stream = self._wait(submit())
         try:

@@ -56,9 +56,10 @@ def test_leaving_a_stream_frees_its_blocks(model: AutoDistributedModel) -> None:
     assert next(stream)
     stream.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert model.generate("after it", max_tokens=2)
-    metrics = asyncio.run(model._head.scrape())
-    assert re.search(rb'shoal_kv_blocks_used\{model="[^"]+"\} 0.0', metrics)
-    assert re.search(rb'shoal_sequences_waiting_by_class\{model="[^"]+",priority="batch"\} 0.0', metrics)
+    assert model._cluster is not None
+    metrics = asyncio.run(model._cluster.head.scrape())
+    assert re.search(rb'shoal_kv_blocks_used\{model="[^"]+",replica="1"\} 0.0', metrics)
+    assert re.search(rb'shoal_sequences_waiting_by_class\{model="[^"]+",priority="batch",replica="1"\} 0.0', metrics)
 
 
 def test_two_streams_go_side_by_side(model: AutoDistributedModel) -> None:

@@ -215,6 +215,7 @@ def test_the_model_is_listed_as_served_and_a_request_works_from_here(visitor: Vi
     assert figures(page) == expected.models_page(api(made, "cluster"), api(made, "models"))
     page.goto(f"{visitor.url}/console/#/connect")
     expect(page.get_by_label("the base URL", exact=True)).to_have_text(f"{made.url}/v1")
+    expect(page.get_by_label("the lines for curl", exact=True)).to_contain_text(MODEL)
     curl = page.get_by_label("the lines for curl", exact=True).text_content() or ""
     done = subprocess.run(["bash", "-c", curl.replace("curl -N", "curl -sSN --noproxy '*'")], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("data: [DONE]"), done.stdout
