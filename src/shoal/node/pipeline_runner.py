@@ -121,8 +121,8 @@ class PipelineRunner:
 
     @property
     def lost(self) -> bool:
-        """Whether it served, and has no route in sight now."""
-        return self.driver is not None and not self.able
+        """Whether no route is in sight, be it that it never had one."""
+        return self.pipeline.state == WAITING and not self.pipeline.confirming
 
     def expectation(self) -> Expectation | None:
         """What the placement is expected to give; None if there is none."""
