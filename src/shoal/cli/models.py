@@ -154,14 +154,14 @@ def load_model(
     context: typer.Context,
     name: Name,
     replicas: Annotated[int, flag("--replicas", "Copies, on different nodes; 0: as many as last time.", min=0, max=64)] = 0,
-    wait: Annotated[bool, flag("--wait/--no-wait", "Wait until it is served.")] = True,
+    no_wait: Annotated[bool, flag("--no-wait", "Do not wait until it is served.")] = False,
     url: Server = "",
     api_key: Key = "",
 ) -> None:
     """Have a running server serve one more model. Example: [bold]shoal models load tinyllama-1.1b[/bold]"""
     from shoal.cli import served_models as work
 
-    work.load(_asking(context, url, api_key), name, replicas, wait)
+    work.load(_asking(context, url, api_key), name, replicas, not no_wait)
 
 
 @app.command("unload")

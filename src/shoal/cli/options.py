@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -233,6 +233,11 @@ def _place(parameter: inspect.Parameter) -> tuple[str, str] | None:
     return None
 
 
+def with_one_text(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values from a command line: several models are one text, as settings have them."""
+    return {**given, "model": ",".join(given["model"] or ()) or None}
+
+
 def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Gives a command the role's fields as options, and passes it the role's settings as `settings`.
 
@@ -249,8 +254,7 @@ def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callab
         @functools.wraps(command)
         def run(typed: typer.Context, **values: Any) -> Any:
             given = {setting.name: values.pop(setting.name) for setting in offered}
-            if several and given["model"]:
-                given["model"] = ",".join(given["model"])
+            given = with_one_text(given) if several else given
             file = loaded()
             for name, (section, key) in places.items():
                 if not said(typed, name):

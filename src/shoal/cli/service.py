@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shoal.cli.options import flag
+from shoal.cli.options import flag, with_one_text
 from shoal.cli.systemd_unit import Account, stops_after, unit
 from shoal.config import HeadSettings, from_environment
 from shoal.environment import shell
@@ -163,7 +163,7 @@ def _stops(context: typer.Context, command: list[str]) -> float:
     parsed: dict[str, Any] = root.commands[kind].make_context(f"shoal {kind}", list(arguments)).params
     if kind == "join":
         return stops_after(kind, 0)
-    return stops_after(kind, from_environment(HeadSettings, parsed).api.grace)
+    return stops_after(kind, from_environment(HeadSettings, with_one_text(parsed)).api.grace)
 
 
 def _refuse_secrets(command: list[str]) -> None:
