@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.cli.app import app
+from shoal.cli.options import with_one_text
 from shoal.config import ApiSettings, Codec, HeadSettings, KvType, NodeRole, NodeSettings, RuntimeName, composed, from_environment
 from shoal.launch.command_line import flags_of
 
@@ -47,7 +48,8 @@ NODES = st.fixed_dictionaries(
 def parsed(kind: str, role: type[Any], words: list[str]) -> Any:
     root: Any = typer.main.get_command(app)
     context = root.commands[kind].make_context(f"shoal {kind}", [*words])
-    return from_environment(role, context.params, environment={})
+    given = with_one_text(context.params) if role is HeadSettings else context.params
+    return from_environment(role, given, environment={})
 
 
 @given(HEADS)
