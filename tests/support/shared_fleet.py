@@ -429,14 +429,15 @@ class SharedFleet:
             self.over.pop(node, None)
 
     def held(self, node: int) -> int:
-        """Bytes that a node really holds."""
+        """Bytes that a node really holds, but for what it loaded for moves that were given up."""
         total = 0
         for id, share in self.machines[node].shares.items():
             if id not in self.planners:
                 continue
             model = self.planners[id].model
-            total += sum(model.layers[layer].held_bytes for layer in share.weights)
-            total += model.head.size if len(model.layers) - 1 in share.weights else 0
+            weights = set(share.running) or share.weights
+            total += sum(model.layers[layer].held_bytes for layer in weights)
+            total += model.head.size if len(model.layers) - 1 in weights else 0
             if share.pool:
                 total += model.workspace + sum(model.layers[layer].kv_bytes for layer in share.running) * share.pool
         return total
