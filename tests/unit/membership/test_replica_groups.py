@@ -164,6 +164,14 @@ def test_a_copy_keeps_what_it_needs_of_its_nodes_when_another_comes():
     assert groups.replica_of == {1: 1, 2: 1, 3: 2, 4: 2}
 
 
+def test_nodes_that_run_a_copy_suffice_for_it_whatever_it_should_have():
+    """It has lost its spare."""
+    nodes: Nodes = {1: node(22), 2: node(22), 3: node(60)}
+    groups = ReplicaGroups(replace(NEED, spares=1))
+    groups.arrange((1, 2), nodes, {1: 1, 2: 1})
+    assert groups.replica_of == {1: 1, 2: 1, 3: 2}
+
+
 def test_a_copy_that_goes_leaves_its_nodes_to_the_others():
     groups = dealt((1, 2, 3), {n: node(50) for n in range(1, 7)})
     kept = {n for n, r in groups.replica_of.items() if r != 2}

@@ -189,6 +189,9 @@ def test_a_copy_that_ran_already_does_not_wait_for_as_many_nodes_as_at_first():
         f.die(numbered(f, name), seen=True)
     settled(f)
     assert serves(f, LARGE) != serves(f, second)
+    f.start(0)
+    settled(f)
+    assert serves(f, LARGE) and serves(f, second), "two nodes suffice, though three had to come at first"
 
 
 def test_pinned_copies_run_on_their_nodes_whatever_these_are_called_later():
