@@ -43,6 +43,8 @@ def test_a_model_is_loaded_named_asked_and_unloaded(made: Cluster) -> None:
     shown = models(made, "served")
     assert MODEL in shown and "gpt-4o-mini" in shown, shown
     assert OTHER in models(made, "unload", OTHER)
+    told = models(made, "show", "best")
+    assert f"{OTHER} " in told and "version 1, llama" in told and "chat" in told and ".gguf" in told, told
     assert names(made) == [MODEL]
     gone = made.complete(PROMPT, model=OTHER)
     assert gone.status_code == 404 and MODEL in gone.text, gone.text

@@ -284,6 +284,28 @@ export interface LoadedModel {
   short: boolean;
 }
 
+/** sha256: in hexadecimal; empty: not computed. */
+export interface RegisteredFile {
+  name: string;
+  size: number;
+  sha256: string;
+}
+
+/** A model that was served at least once. version: counts the changes of its files. */
+export interface RegisteredModel {
+  name: string;
+  reference: string;
+  family: string;
+  quantization: string;
+  context: number;
+  parameters: number;
+  bytes: number;
+  can: string[];
+  files: RegisteredFile[];
+  replicas: number;
+  version: number;
+}
+
 /** loading: being fetched and read, and not in `loaded` yet. failed: why, by name. */
 export interface ModelsView {
   models: ModelHere[];
@@ -293,6 +315,7 @@ export interface ModelsView {
   aliases: Record<string, string>;
   loading: string[];
   failed: Record<string, string>;
+  known: RegisteredModel[];
 }
 
 /** Of /v1/models. id: a model or an alias. root: the model that answers. */

@@ -149,6 +149,17 @@ def served_models(context: typer.Context, url: Server = "", api_key: Key = "", a
     work.served(_asking(context, url, api_key), as_json)
 
 
+@app.command("show")
+def show_model(context: typer.Context, name: Name, url: Server = "", api_key: Key = "", as_json: Json = False) -> None:
+    """Show what a running server knows of a model: version, files with their hashes, family, quantisation, abilities.
+
+    Example: [bold]shoal models show smollm2-135m[/bold]
+    """
+    from shoal.cli import served_models as work
+
+    work.known(_asking(context, url, api_key), name, as_json)
+
+
 @app.command("load")
 def load_model(
     context: typer.Context,

@@ -6,13 +6,17 @@ import asyncio
 from collections.abc import Mapping
 from time import monotonic
 
+import msgspec
+
 from shoal.cli.asking import ChatOptions
 from shoal.cli.loop import run
 from shoal.cli.operator_client import OperatorClient
-from shoal.cli.show import Rows, emit, err, line, out, plain
-from shoal.errors import ClusterError
+from shoal.cli.show import Rows, emit, err, line, line_out, out, plain
+from shoal.errors import ClusterError, UnknownModel
 from shoal.models.sources import public_name
 from shoal.observed.models import LoadedModel, ModelsView
+from shoal.serving.aliases import resolved
+from shoal.sizes import human_bytes
 
 _LOOK = 0.5  # seconds between two looks at a model that is being loaded
 _PATIENCE = 30.0  # seconds for which further copies are waited for
@@ -53,7 +57,11 @@ def _served(view: ModelsView, name: str) -> LoadedModel | None:
 
 
 def load(asking: ChatOptions, model: str, replicas: int, wait: bool) -> None:
-    run(_load(asking, model, replicas, wait))
+    try:
+        run(_load(asking, model, replicas, wait))
+    except KeyboardInterrupt:
+        line(f"the server goes on loading it; to end that: shoal models unload {public_name(model)}")
+        raise
 
 
 def unload(asking: ChatOptions, model: str) -> None:
@@ -88,7 +96,33 @@ def served(asking: ChatOptions, as_json: bool) -> None:
         }
         for one in view.loaded
     ]
+    unloaded = {**dict.fromkeys(view.loading, "it is being fetched and read"), **view.failed}
     out.print(Rows(rows) if rows else "no model is loaded")
+    for name, state in unloaded.items():
+        line(f"{name}: {state}")
+
+
+def known(asking: ChatOptions, name: str, as_json: bool) -> None:
+    """What the server knows of a model that it served at least once. name: or an alias."""
+    found: list[ModelsView] = []
+
+    async def look() -> None:
+        found.append(await _view(asking))
+
+    run(look())
+    (view,) = found
+    target = resolved(view.aliases, name)
+    one = next((one for one in view.known if one.name == target), None)
+    if one is None:
+        raise UnknownModel(name, [one.name for one in view.known])
+    if as_json:
+        emit(msgspec.to_builtins(one))
+        return
+    about = f"version {one.version}, {one.family}, {one.quantization}, {one.parameters / 1e6:,.0f} M parameters, {human_bytes(one.bytes)}"
+    line_out(f"{one.name} ({one.reference}): {about}")
+    line_out(f"sequences of up to {one.context} tokens; {', '.join(one.can)}")
+    for file in one.files:
+        line_out(f"{file.name}  {human_bytes(file.size)}  {file.sha256 or 'not hashed'}")
 
 
 def _fields(one: LoadedModel) -> dict[str, object]:

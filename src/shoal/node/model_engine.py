@@ -196,7 +196,7 @@ class ModelEngine:
 
     @property
     def can(self) -> list[str]:
-        """See serving.registry_store.RegisteredModel."""
+        """See observed.models.RegisteredModel."""
         tokenizer = self.tokenizer
         having = {
             "chat": tokenizer.template,

@@ -19,8 +19,9 @@ from shoal.node.daemon_thread import in_daemon_thread
 from shoal.node.head import Head
 from shoal.node.model_engine import ModelEngine, ModelOffer
 from shoal.observed.event import EventKind
+from shoal.observed.models import RegisteredFile, RegisteredModel
 from shoal.serving.aliases import added, removed
-from shoal.serving.registry_store import RegisteredFile, RegisteredModel, RegistryStore
+from shoal.serving.registry_store import RegistryStore
 from shoal.serving.resting import Resting, least_used, rested
 from shoal.sizes import human_bytes
 

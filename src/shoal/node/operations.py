@@ -37,7 +37,7 @@ from shoal.observed.cluster import (
 )
 from shoal.observed.event import EventKind, EventPage
 from shoal.observed.history import History
-from shoal.observed.models import LoadedModel, ModelsView
+from shoal.observed.models import LoadedModel, ModelsView, RegisteredModel
 from shoal.observed.requests import RequestView, Timeline
 from shoal.pipeline_id import PipelineId
 from shoal.placement.partition import Placement
@@ -57,6 +57,8 @@ class LiveModels(Protocol):
     def loading(self) -> list[str]: ...
     @property
     def failed(self) -> Mapping[str, str]: ...
+    @property
+    def known(self) -> Mapping[str, RegisteredModel]: ...
     def begin(self, reference: str, replicas: int = 0) -> str: ...
     async def unload(self, name: str, reason: str) -> None: ...
     def alias(self, alias: str, target: str) -> str: ...
@@ -231,7 +233,12 @@ class Operations:
         if self.keeper is None:
             return msgspec.structs.replace(view, loaded=loaded)
         return msgspec.structs.replace(
-            view, loaded=loaded, aliases=dict(self.keeper.aliases), loading=self.keeper.loading, failed=dict(self.keeper.failed)
+            view,
+            loaded=loaded,
+            aliases=dict(self.keeper.aliases),
+            loading=self.keeper.loading,
+            failed=dict(self.keeper.failed),
+            known=[*self.keeper.known.values()],
         )
 
     async def load(self, model: str, replicas: int) -> ActionResult:

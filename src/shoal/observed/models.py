@@ -47,10 +47,43 @@ class LoadedModel(msgspec.Struct, frozen=True):
     short: bool = False
 
 
+class RegisteredFile(msgspec.Struct, frozen=True):
+    """sha256: in hexadecimal; '': not computed, because no other machine needs it."""
+
+    name: str
+    size: int
+    sha256: str = ""
+
+
+class RegisteredModel(msgspec.Struct, frozen=True):
+    """A model that was served at least once.
+
+    name:         by which requests ask for it
+    reference:    what `--model` takes
+    version:      counts the changes of its files, from 1
+    family, quantization, parameters, bytes: see facts.ModelFacts
+    context:      tokens of the longest sequence
+    can:          'chat', 'tools', 'reasoning', 'json', 'embeddings'
+    replicas:     copies that were asked for last
+    """
+
+    name: str
+    reference: str
+    family: str
+    quantization: str
+    context: int
+    parameters: int
+    bytes: int
+    can: list[str] = []
+    files: list[RegisteredFile] = []
+    replicas: int = 1
+    version: int = 1
+
+
 class ModelsView(msgspec.Struct, frozen=True):
     """memory: bytes that weights and KV blocks may take on all nodes together. loaded: the default first. aliases: other names, and what
     each stands for. loading: names of models that are being fetched and read, before they are in `loaded`. failed: why models could not be
-    loaded, by name."""
+    loaded, by name. known: those that were served at least once, the latest first."""
 
     models: list[ModelHere]
     pulls: list[PullView]
@@ -59,3 +92,4 @@ class ModelsView(msgspec.Struct, frozen=True):
     aliases: dict[str, str] = {}
     loading: list[str] = []
     failed: dict[str, str] = {}
+    known: list[RegisteredModel] = []

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from shoal.errors import ConfigError
+from shoal.observed.models import RegisteredModel
 from shoal.serving.database_file import DatabaseFile, DatabaseKind
 
 log = structlog.get_logger()
@@ -33,39 +34,6 @@ CREATE TABLE aliases (alias TEXT PRIMARY KEY, target TEXT NOT NULL);
 """,
     checked=True,
 )
-
-
-class RegisteredFile(msgspec.Struct, frozen=True):
-    """sha256: in hexadecimal; '': not computed, because no other machine needs it."""
-
-    name: str
-    size: int
-    sha256: str = ""
-
-
-class RegisteredModel(msgspec.Struct, frozen=True):
-    """A model that was served at least once.
-
-    name:         by which requests ask for it
-    reference:    what `--model` takes
-    version:      counts the changes of its files, from 1
-    family, quantization, parameters, bytes: see facts.ModelFacts
-    context:      tokens of the longest sequence
-    can:          'chat', 'tools', 'reasoning', 'json', 'embeddings'
-    replicas:     copies that were asked for last
-    """
-
-    name: str
-    reference: str
-    family: str
-    quantization: str
-    context: int
-    parameters: int
-    bytes: int
-    can: list[str] = []
-    files: list[RegisteredFile] = []
-    replicas: int = 1
-    version: int = 1
 
 
 class RegistryStore:

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from shoal.errors import ConfigError
-from shoal.serving.registry_store import NAME, RegisteredFile, RegisteredModel, RegistryStore
+from shoal.observed.models import RegisteredFile, RegisteredModel
+from shoal.serving.registry_store import NAME, RegistryStore
 
 FILE = RegisteredFile("model.gguf", 10, "ab" * 32)
 MODEL = RegisteredModel("tiny", "/models/tiny.gguf", "llama", "Q4_0", 2048, 1_000_000, 600_000, ["chat"], [FILE], 2)
