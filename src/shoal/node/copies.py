@@ -8,12 +8,11 @@ from random import Random
 import structlog
 
 from shoal.config import Balancing
-from shoal.errors import NotReady
+from shoal.errors import ClusterError, NotReady, ShoalError
 from shoal.native import BLOCK_TOKENS
 from shoal.node.orders import blocks_of
 from shoal.node.pipeline_runner import PipelineRunner
 from shoal.request import Request, RequestId, TokenChunk
-from shoal.serving.balancing.anomalies import FailingReplica, SlowReplica
 from shoal.serving.balancing.balancer import Balancer
 from shoal.serving.balancing.inquiry import Ending, Inquiry, block_names
 from shoal.serving.balancing.replica_state import Flight, Traits
@@ -21,21 +20,33 @@ from shoal.serving.balancing.reports import HealthChange
 
 log = structlog.get_logger()
 
+_LOOK = 5.0  # seconds between looks for copies that are out of line
+
 
 class Copies:
     """By their numbers, from 1. It is asked once for each answer, and told what becomes of it."""
 
     def __init__(
-        self, strategy: Balancing, now: Callable[[], float], chance: Random, moved: Callable[[RequestId, PipelineRunner], None]
+        self,
+        strategy: Balancing,
+        now: Callable[[], float],
+        chance: Random,
+        moved: Callable[[RequestId, PipelineRunner], None],
+        told: Callable[[str], None] = log.info,
     ) -> None:
-        """now: the head's clock. moved: is told of a request that goes on at another copy."""
+        """now: the head's clock. moved: is told of a request that goes on at another copy. told: of the health of copies, in words."""
         self.runners: dict[int, PipelineRunner] = {}
         self._balancer = Balancer[int](strategy, chance)
-        self._now, self._moved = now, moved
-        self._flights: dict[str, Flight[int]] = {}
-        """By answer."""
+        self._now, self._moved, self._told = now, moved, told
+        self._flights: dict[str, tuple[Flight[int], list[RequestId]]] = {}
+        """By answer, with its requests."""
+        self._flying: dict[RequestId, Flight[int]] = {}
+        """By request."""
         self._unspoken: dict[RequestId, Flight[int]] = {}
-        """Of requests that have no token yet."""
+        """Those that have no token yet."""
+        self._odd: set[tuple[int, type]] = set()
+        """Copies that are out of line with the others, as was told."""
+        self._look_at = 0.0
 
     def __iter__(self) -> Iterator[PipelineRunner]:
         return iter([*self.runners.values()])
@@ -74,9 +85,10 @@ class Copies:
 
     def _begun(self, answer: str, number: int, requests: Sequence[Request], inquiry: Inquiry) -> None:
         if number in self._balancer:
-            flight = self._flights[answer] = self._balancer.began(number, inquiry, self._now())
-            for request in requests:
-                self._unspoken[request.id] = flight
+            flight, ids = self._balancer.began(number, inquiry, self._now()), [request.id for request in requests]
+            self._flights[answer] = flight, ids
+            self._flying |= dict.fromkeys(ids, flight)
+            self._unspoken |= dict.fromkeys(ids, flight)
 
     def sampled(self, chunks: Sequence[TokenChunk]) -> None:
         if self._unspoken:
@@ -86,11 +98,18 @@ class Copies:
 
     def ended(self, answer: str, ending: Ending = Ending.SERVED) -> None:
         """Nobody waits for it any more."""
-        if (flight := self._flights.pop(answer, None)) is not None:
-            for request in [request for request, other in self._unspoken.items() if other is flight]:
-                del self._unspoken[request]
+        if (known := self._flights.pop(answer, None)) is not None:
+            flight, requests = known
+            for request in requests:
+                self._flying.pop(request, None)
+                self._unspoken.pop(request, None)
             unheard = ending is Ending.SERVED and flight.first is None
             self._balancer.ended(flight, Ending.CANCELLED if unheard else ending, self._now())
+
+    def failed(self, request: RequestId, error: ShoalError) -> None:
+        """A request ended with an error. Only those that the cluster is to blame for count against its copy."""
+        if isinstance(error, ClusterError) and (flight := self._flying.get(request)) is not None:
+            self._balancer.ended(flight, Ending.FAILED, self._now())
 
     def _settle(self) -> None:
         """Those that serve may be chosen, and no others."""
@@ -105,10 +124,19 @@ class Copies:
             self._tell(change)
 
     def _tell(self, change: HealthChange[int]) -> None:
-        log.info("a copy of the model is", copy=str(self.runners[change.replica].pipeline.id), move=change.move, reason=change.reason)
+        if (runner := self.runners.get(change.replica)) is not None:
+            self._told(f"{runner.pipeline.id} is {change.move}: {change.reason}")
 
-    def anomalies(self) -> list[SlowReplica[int] | FailingReplica[int]]:
-        return self._balancer.anomalies(self._now())
+    def look(self) -> None:
+        """Tells of copies that have come to be out of line with the others; a look every few seconds."""
+        if (now := self._now()) < self._look_at:
+            return
+        self._look_at = now + _LOOK
+        found = {(odd.replica, type(odd)): odd.reason for odd in self._balancer.anomalies(now)}
+        for (number, kind), reason in found.items():
+            if (number, kind) not in self._odd and (runner := self.runners.get(number)) is not None:
+                self._told(f"{runner.pipeline.id} is out of line with the other copies: {reason}")
+        self._odd = set(found)
 
     # What there is
 
@@ -126,6 +154,7 @@ class Copies:
 
     def add(self, number: int, runner: PipelineRunner) -> None:
         self.runners[number] = runner
+        runner.failed = self.failed
 
     def remove(self, number: int) -> PipelineRunner:
         """Its requests go on at other copies, as far as they can."""

@@ -111,6 +111,7 @@ class Head:
             await asyncio.sleep(_LOOK)
             for engine in self.engines.values():
                 engine.copies.rescue()
+                engine.copies.look()
 
     # The cluster
 

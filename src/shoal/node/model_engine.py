@@ -24,6 +24,7 @@ from shoal.node.copies import Copies
 from shoal.node.interruption import Interruption
 from shoal.node.observer import Served
 from shoal.node.pipeline_runner import PipelineRunner
+from shoal.observed.event import EventKind
 from shoal.pipeline.request_log import RequestLog
 from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
@@ -114,7 +115,7 @@ class ModelEngine:
         self.resume = settings.resume
         self.used = coordinator.now()
         """When it was asked for last, or loaded: seconds, by the cluster's clock."""
-        self.copies = Copies(settings.balance, coordinator.now, chance, self._moved)
+        self.copies = Copies(settings.balance, coordinator.now, chance, self._moved, self._tell)
         self._coordinator, self._all_metrics = coordinator, metrics
         self._metrics = metrics.models[model.name] = ModelMetrics(model.name)
         parts = {layer: spec.feed_forward for layer, spec in enumerate(model.spec.layers)}
@@ -168,6 +169,10 @@ class ModelEngine:
     async def end_log(self) -> None:
         if self._log is not None:
             await self._log.close()
+
+    def _tell(self, words: str) -> None:
+        log.info(words)
+        self._coordinator.recorder.events.add(EventKind.SLOW, words)
 
     def _moved(self, request: RequestId, target: PipelineRunner) -> None:
         self._coordinator.recorder.timelines.moved(request, str(target.pipeline.id))

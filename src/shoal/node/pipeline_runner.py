@@ -96,6 +96,8 @@ class PipelineRunner:
             lambda scheduler: Driver(scheduler, self._step, self._sampled, now, self._request_failed, self._choice_ended)
         )
         self._head, self.observer, self._happened = head, observer, happened
+        self.failed: Callable[[RequestId, ShoalError], None] = lambda request, error: None
+        """Is told of requests that end with an error."""
         self._links = Links(head.environment)
         self._opening: Opening | None = None
         self._closed = False
@@ -363,6 +365,7 @@ class PipelineRunner:
         self._head.recorder.timelines.finished(request, choice, self._head.environment.now())
 
     def _request_failed(self, request: RequestId, error: ShoalError) -> None:
+        self.failed(request, error)
         self._head.recorder.timelines.failed(request, str(error), self._head.environment.now())
 
     def _went_on(self, ended: Interruption) -> None:
