@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shoal.executor.base import StageOutput
+from shoal.executor.base import Program, StageOutput
 from shoal.executor.journal import Journal, JournalLimits
 from shoal.executor.shard import Shard
 from shoal.membership.route_machine import RouteMachine
@@ -169,9 +169,14 @@ def _ask_nothing_again(rewind: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _keep_everything(enter: Callable[..., Any]) -> Callable[..., Any]:
-    def wrong(self: Shard, layers: range, keep: range, blocks: int) -> Any:
-        stage = enter(self, layers, keep, blocks)
-        stage._refill = lambda *step: StageOutput(None, [], (0.0, 0.0, 0.0))  # fills nothing, and says that all is well
+    def nothing(*step: Any) -> Program[StageOutput]:
+        """Fills nothing, and says that all is well."""
+        return StageOutput(None, [], (0.0, 0.0, 0.0))
+        yield  # which makes it a program
+
+    def wrong(self: Shard, *order: Any, **more: Any) -> Any:
+        stage = enter(self, *order, **more)
+        stage._refill = nothing
         return stage
 
     return wrong
@@ -203,7 +208,7 @@ def _want_all(wanted: Callable[..., Any]) -> Callable[..., Any]:
         (Journal, "read", _corrupt_replay, 88),
         (Scheduler, "rewind", _forget_nothing, 17),
         (Scheduler, "rewind", _ask_nothing_again, 9),
-        (Shard, "enter", _keep_everything, 21),
+        (Shard, "enter", _keep_everything, 10),
         (StageService, "close", _go_on, 18),
         (Journal, "__init__", _hoard, 1),
         (RouteMachine, "_relieve", _keep_both, 50),
