@@ -52,6 +52,8 @@ class ModelOffer:
     replicas: int = 1
     pinned: frozenset[str] = frozenset()
     """Names of the nodes that may serve it; empty: all."""
+    tokenizer: Tokenizer | None = None
+    """If it is open already: a large one takes half a second, in which a head that runs would do nothing else."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class ModelEngine:
         """chance: for the choice among copies. Raises ConfigError."""
         model, engine = offer.model, offer.engine
         self.offer, self.model = offer, model
-        self.tokenizer = Tokenizer.open(model.path, model.gguf, engine.chat_template_file, settings.api.trust_text)
+        self.tokenizer = offer.tokenizer or tokenizer_of(model, engine, settings)
         self.created = int(time())
         self.facts = facts(model)
         self.identity = identity_of(engine, model)
@@ -340,6 +342,11 @@ class ModelEngine:
     def observe_answer(self, outcome: str, seconds: float) -> None:
         self._metrics.answers.add(1, outcome)
         self._metrics.answer.observe(seconds)
+
+
+def tokenizer_of(model: Description, engine: EngineSettings, settings: HeadSettings) -> Tokenizer:
+    """Raises what Tokenizer.open raises."""
+    return Tokenizer.open(model.path, model.gguf, engine.chat_template_file, settings.api.trust_text)
 
 
 def identity_of(engine: EngineSettings, model: Description) -> str:

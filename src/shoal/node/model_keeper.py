@@ -12,12 +12,12 @@ import structlog
 from shoal.address import is_loopback
 from shoal.config import HeadSettings
 from shoal.errors import CapacityError, ConfigError, NotReady, ShoalError, UnknownModel
-from shoal.models.description import Description, describe, listed
+from shoal.models.description import describe, listed
 from shoal.models.inventory import inventory
 from shoal.models.sources import public_name
 from shoal.node.daemon_thread import in_daemon_thread
 from shoal.node.head import Head
-from shoal.node.model_engine import ModelEngine, ModelOffer
+from shoal.node.model_engine import ModelEngine, ModelOffer, tokenizer_of
 from shoal.observed.event import EventKind
 from shoal.observed.models import RegisteredFile, RegisteredModel
 from shoal.serving.aliases import added, removed
@@ -31,9 +31,15 @@ _LOOK = 1.0  # seconds between checks for models that rest, or that find no room
 _PATIENCE = 3.0  # seconds for which a model may find no room before another one goes
 
 
-async def described(reference: str, settings: HeadSettings) -> Description:
-    """The model, fetched where it is not on this machine. Raises ShoalError, OSError."""
-    return await in_daemon_thread(lambda: listed(describe(reference), not is_loopback(settings.host)))
+async def offered(reference: str, settings: HeadSettings) -> ModelOffer:
+    """The model, fetched where it is not on this machine, and read. Raises ShoalError, OSError."""
+    engine = dataclasses.replace(settings.engine, model=reference)
+
+    def work() -> ModelOffer:
+        model = listed(describe(reference), not is_loopback(settings.host))
+        return ModelOffer(model, engine, settings.replicas, tokenizer=tokenizer_of(model, engine, settings))
+
+    return await in_daemon_thread(work)
 
 
 class ModelKeeper:
@@ -42,10 +48,10 @@ class ModelKeeper:
         head: Head,
         settings: HeadSettings,
         store: RegistryStore,
-        described: Callable[[str, HeadSettings], Awaitable[Description]] = described,
+        offered: Callable[[str, HeadSettings], Awaitable[ModelOffer]] = offered,
     ) -> None:
-        """described: reads a model. Raises CapacityError if the store cannot be read."""
-        self._head, self._settings, self._store, self._described = head, settings, store, described
+        """offered: reads a model. Raises CapacityError if the store cannot be read."""
+        self._head, self._settings, self._store, self._offered = head, settings, store, offered
         self._known = store.models()
         self._references = {name: known.reference for name, known in self._known.items()}
         self._aliases = store.aliases()
@@ -127,6 +133,8 @@ class ModelKeeper:
                 raise ConfigError(f"{name} is served already")
             engine.scale(replicas)
             self._record(engine)
+        elif name in self._aliases:
+            raise ConfigError(f"'{name}' is an alias, which stands for '{self._aliases[name]}'; remove it first")
         elif name not in self._loading:
             self.failed.pop(name, None)
             task = asyncio.get_running_loop().create_task(self._load(name, self._references.get(reference, reference), replicas))
@@ -146,11 +154,9 @@ class ModelKeeper:
         self._head.coordinator.recorder.events.add(EventKind.FAULT, f"{name} could not be loaded: {words}")
 
     async def _load(self, name: str, reference: str, replicas: int) -> ModelEngine:
-        model = await self._described(reference, self._settings)
-        known = self._known.get(name)
-        engine = dataclasses.replace(self._settings.engine, model=reference)
-        count = replicas or (known.replicas if known is not None else self._settings.replicas)
-        served = self._head.serve(ModelOffer(model, engine, count))
+        offer, known = await self._offered(reference, self._settings), self._known.get(name)
+        count = replicas or (known.replicas if known is not None else offer.replicas)
+        served = self._head.serve(dataclasses.replace(offer, replicas=count))
         self._record(served)
         self._head.coordinator.recorder.events.add(EventKind.PLACED, f"{name} is being loaded")
         return served

@@ -11,7 +11,7 @@ import pytest
 from shoal.config import HeadSettings
 from shoal.errors import ConfigError, NotReady, UnknownModel, UserError
 from shoal.models.description import Description
-from shoal.node.model_engine import ModelEngine
+from shoal.node.model_engine import ModelEngine, ModelOffer
 from shoal.node.model_keeper import ModelKeeper
 from shoal.serving.registry_store import RegistryStore
 from shoal.testing import toy
@@ -32,11 +32,11 @@ class ToyKeeper(ModelKeeper):
         self._references |= {name: name for name in SIZES}
 
 
-async def read(reference: str, settings: HeadSettings) -> Description:
+async def read(reference: str, settings: HeadSettings) -> ModelOffer:
     await asyncio.sleep(1)  # to fetch it
     if reference not in SIZES:
         raise UserError(f"{reference}: no such file")
-    return Description(reference, reference, Path(reference), toy.spec(SIZES[reference]), None, None)
+    return ModelOffer(Description(reference, reference, Path(reference), toy.spec(SIZES[reference]), None, None), settings.engine)
 
 
 class Kept(City):
@@ -202,6 +202,9 @@ def test_aliases_are_kept_and_told(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="no model here"):
             city.keeper.alias("x", "nothing")
         city.keeper.alias("best", "")
+        city.keeper._references["gpt-4o"] = "gpt-4o"  # a model of that name is fetched later
+        with pytest.raises(ConfigError, match="stands for 'small'"):
+            city.keeper.begin("gpt-4o")
         assert told == [{"gpt-4o": "small"}, {"gpt-4o": "small", "best": "gpt-4o"}, {"gpt-4o": "small"}]
         assert ToyKeeper(city.head, city.settings, city.store, read).aliases == {"gpt-4o": "small"}
 
