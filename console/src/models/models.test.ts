@@ -8,7 +8,7 @@ const loaded = (name: string, more: Partial<LoadedModel> = {}): LoadedModel => (
   ...{ name, reference: name, state: "", short: false, replicas: 1, serving: 1, family: "llama", quantization: "Q4_K", context: 2048, parameters: 1, can: [] },
   ...more,
 });
-const view = (more: Partial<ModelsView> = {}): ModelsView => ({ models: [], pulls: [], memory: 1, loaded: [], aliases: {}, loading: [], failed: {}, ...more });
+const view = (more: Partial<ModelsView> = {}): ModelsView => ({ models: [], pulls: [], memory: 1, loaded: [], aliases: {}, loading: [], failed: {}, known: [], ...more });
 const pipeline = (model: string, running: number, waiting: number): PipelineView => ({
   ...{ name: `${model}/1`, model, replica: 1, state: "serving", reason: "", measured: 0, nodes: [] },
   requests: { running, waiting, slots: 8, blocks_used: 0, blocks: 1 },
