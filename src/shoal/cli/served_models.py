@@ -74,13 +74,7 @@ def alias(asking: ChatOptions, name: str, target: str) -> None:
 
 
 def served(asking: ChatOptions, as_json: bool) -> None:
-    found: list[ModelsView] = []
-
-    async def look() -> None:
-        found.append(await _view(asking))
-
-    run(look())
-    (view,) = found
+    view = run(_view(asking))
     if as_json:
         emit([{**_fields(one), "aliases": _aliases(view, one)} for one in view.loaded])
         return
@@ -104,13 +98,7 @@ def served(asking: ChatOptions, as_json: bool) -> None:
 
 def known(asking: ChatOptions, name: str, as_json: bool) -> None:
     """What the server knows of a model that it served at least once. name: or an alias."""
-    found: list[ModelsView] = []
-
-    async def look() -> None:
-        found.append(await _view(asking))
-
-    run(look())
-    (view,) = found
+    view = run(_view(asking))
     target = resolved(view.aliases, name)
     one = next((one for one in view.known if one.name == target), None)
     if one is None:
