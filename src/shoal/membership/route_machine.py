@@ -81,6 +81,7 @@ class RouteMachine:
         self._broke = ""
         self._next_move = 0.0
         self._stuck = ""  # why what was to leave a node is still there, as it was told
+        self._in_vain: tuple[object, ...] | None = None  # what was there when no placement was found last
         self._considered: tuple[int, tuple[tuple[int, float, int], ...]] | None = None
 
     # For people
@@ -341,7 +342,7 @@ class RouteMachine:
 
     def _seek(self, now: float) -> list[Instruction]:
         """Looks for a route when none serves."""
-        self._seek_at = self._doubted = None
+        self._seek_at = self._doubted = self._in_vain = None
         usable = self._usable(now)
         nodes = self._profiles(usable)
         if self._base is None and len(self._sound(now)) < self.min_nodes:
@@ -356,12 +357,17 @@ class RouteMachine:
             if leaving := self._wanted_back(usable, now):
                 return [self.members.stop_draining(leaving, error), *self._seek(now)]
             self._tenancy.release("no route needs it; it may leave")
+            self._in_vain = self._there(now) if nodes else None
             words = f"{error}{self._shared(usable)}"
             if words == self.why:
                 return []
             self.why, self.short = words, bool(nodes)
             return [self._report(EventKind.SHORT, self.why)]
         return self._begin(placement, now)
+
+    def _there(self, now: float) -> tuple[object, ...]:
+        """What a placement is sought by, where none serves."""
+        return (*self._profiles(self._usable(now)), *(n for n, m in self.members.items() if m.draining))
 
     def _sought(self, nodes: Mapping[int, Member], now: float) -> Placement:
         """Over these nodes, where no route serves. Raises CapacityError."""
@@ -604,7 +610,8 @@ class RouteMachine:
                     self.holdings[node].blame(f"{self._phase} took too long", now)
             return self._forsake(f"{self._phase} took too long ({', '.join(self.members[node].name for node in late)})", now)
         if self.serving is None and self.coming is None and self._sound(now):
-            return self._seek(now)  # a node that was held off may be back
+            # A node that was held off may be back. Nothing else comes of another look, which takes long where there are many nodes.
+            return [] if self._in_vain is not None and self._in_vain == self._there(now) else self._seek(now)
         if self._phase == SERVING and now - self._phase_began > _SOUND:
             self._faults.forget()
         return self.improve(now)
