@@ -164,3 +164,30 @@ def test_a_cluster_can_be_followed_without_asking_the_head(
         until(lambda: client.keys("shoal:*") == [])
     shown = made.start("nodes", "--discovery", server.url, "--cluster", CLUSTER)
     assert shown.wait() == 1 and "is silent" in shown.said
+
+
+def test_every_copy_is_published(made: Cluster, server: RedisServer, smollm2: Path, follow: Callable[[str], Follower]) -> None:
+    flags = ("--port", str(made.port), "--control-port", str(made.control_port), "--discovery", server.url, "--cluster", CLUSTER)
+    made.start("serve", *flags, "--min-nodes", "2", "--replicas", "2", "--context", "1024", "--model", str(smollm2))
+    for name in ("left", "right"):
+        made.join("--name", name, "--memory", "600MiB")
+    made.until_ready()
+    with redis.Redis(port=server.port) as client:
+        until(
+            lambda: [copy["state"] for copy in value(client, f"route:{CLUSTER}").get("others", [])] == ["serving"],
+            made.story,
+        )
+        record = value(client, f"route:{CLUSTER}")
+    (copy,) = record["others"]
+    assert copy["replica"] == 2 and copy["model"] == record["route"]["model"]
+    holders = [stages[0]["node"] for stages in (record["route"]["stages"], copy["stages"])]
+    assert sorted(holders) == ["left", "right"]
+    shown = made.start("nodes", "--discovery", server.url, "--cluster", CLUSTER)
+    assert shown.wait() == 0
+    assert f"{copy['model']}/2: serving" in shown.said and f"{holders[1]} 0-29" in shown.said
+
+    follower = follow("copies")
+    (first,) = follower.until(lambda line: "nodes" in line)["others"]
+    assert first["replica"] == 2
+    assert made.start("models", "load", str(smollm2), "--replicas", "1", "--url", made.url).wait() == 0
+    assert follower.until(lambda line: line.get("kind") == "route" and "others" in line)["others"] == []

@@ -60,6 +60,7 @@ def nodes(draw: st.DrawFn, head: str, name: str) -> NodeState:
         experts=table_of(table),
         held=sum(map(len, table)),
         load=draw(loads),
+        further=draw(st.dictionaries(st.sampled_from(["toy/2", "other/1"]), st.sampled_from(["0-3", "4"]), max_size=2)),
     )
 
 
@@ -71,5 +72,20 @@ def topologies(draw: st.DrawFn, heads: Sequence[str] = (HEAD,)) -> Topology:
     spans = [StageSpan(one.name, one.layers) for one in states if one.role == "layers"]
     state = draw(st.sampled_from(["waiting", "serving"]))
     route = RouteState(head, "toy", state, draw(st.integers(0, 3)), spans, workers, draw(requests))
+    others = [
+        RouteState(head, model, state, epoch, requests=load, replica=replica)
+        for (model, replica), state, epoch, load in draw(
+            st.lists(
+                st.tuples(
+                    st.sampled_from([("toy", 2), ("other", 1), ("other", 2)]),
+                    st.sampled_from(["loading", "serving"]),
+                    st.integers(0, 2),
+                    requests,
+                ),
+                max_size=2,
+                unique_by=lambda one: one[0],
+            )
+        )
+    ]
     departed = draw(st.dictionaries(st.integers(10, 39), st.builds(Departure, st.text(max_size=400), st.booleans())))
-    return Topology(route, {one.name: one for one in states}, departed)
+    return Topology(route, {one.name: one for one in states}, departed, others)

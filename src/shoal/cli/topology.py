@@ -55,13 +55,14 @@ async def _follow(cluster: str, following: AsyncGenerator[Topology | Change], as
 def _show(cluster: str, topology: Topology, as_json: bool, lines: bool = False) -> None:
     """lines: JSON in one line."""
     if as_json:
-        about = {"cluster": cluster, "route": topology.route, "nodes": list(topology.nodes.values())}
+        about = {"cluster": cluster, "route": topology.route, "others": topology.others, "nodes": list(topology.nodes.values())}
         if lines:
             print(msgspec.json.encode(about).decode(), flush=True)
         else:
             emit(msgspec.to_builtins(about))
         return
-    line_out(_route(topology.route))
+    for route in (topology.route, *topology.others):
+        line_out(_route(route))
     out.print(Rows([_row(node) for node in topology.nodes.values()]) if topology.nodes else "no nodes have joined")
 
 
@@ -79,10 +80,13 @@ def told(change: Change) -> str:
             return f"{change.node} left: {change.reason or 'no reason is known'}"
         case ChangeKind.LOST:
             return f"{change.node} is lost: {change.reason}"
-        case ChangeKind.ROUTE if change.route is not None:
-            return _route(change.route)
+        case ChangeKind.ROUTE if change.route is not None or change.others is not None:
+            routes = [*([] if change.route is None else [change.route]), *(change.others or ())]
+            return "\n".join(map(_route, routes)) or "there is no other pipeline any more"
         case ChangeKind.LOAD:
-            return "; ".join([*([] if change.requests is None else [_requests(change.requests)]), *map(_busy, change.loads.items())])
+            requests = [] if change.requests is None else [_requests(change.requests)]
+            further = [f"{pipeline} {_requests(load)}" for pipeline, load in change.further.items()]
+            return "; ".join([*requests, *further, *map(_busy, change.loads.items())])
         case ChangeKind.CLOSED:
             return "the head shut down"
         case ChangeKind.SILENT:
@@ -109,15 +113,19 @@ def _requests(requests: RequestLoad) -> str:
 def _holds(node: NodeState) -> str:
     if node.held:
         return f"{node.held} experts"
-    return f"layers {node.layers}" if node.layers else "-"
+    further = [f"{layers} of {pipeline}" for pipeline, layers in node.further.items()]
+    return f"layers {', '.join([node.layers, *further])}" if node.layers else "-"
 
 
 def _route(route: RouteState) -> str:
+    if not route.model:
+        return "no model is loaded"
+    name = route.model if route.replica == 1 else route.pipeline
     if not route.stages:
-        return f"{route.model}: {route.state}, epoch {route.epoch}"
+        return f"{name}: {route.state}, epoch {route.epoch}"
     stages = ", ".join(f"{stage.node} {stage.layers}" for stage in route.stages)
     workers = f"; experts on {', '.join(route.workers)}" if route.workers else ""
-    return f"{route.model}: {route.state}, epoch {route.epoch}: {stages}{workers}; {_requests(route.requests)}"
+    return f"{name}: {route.state}, epoch {route.epoch}: {stages}{workers}; {_requests(route.requests)}"
 
 
 def _row(node: NodeState) -> dict[str, Any]:

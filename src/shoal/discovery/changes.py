@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
@@ -12,6 +13,7 @@ from shoal.discovery.advert import words
 from shoal.discovery.topology import (
     JOINING,
     MOST_NODES,
+    MOST_PIPELINES,
     Count,
     Name,
     NodeLoad,
@@ -43,7 +45,7 @@ class ChangeKind(StrEnum):
     LEFT = "left"
     LOST = "lost"
     ROUTE = "route"
-    """Another epoch, or another state."""
+    """A pipeline has another epoch or another state, or there are others."""
     LOAD = "load"
     ALIVE = "alive"
     """All keys were written again."""
@@ -64,9 +66,11 @@ class Change(msgspec.Struct, frozen=True, omit_defaults=True):
     node:     its name, of joining, joined, moved, changed, left, lost
     reason:   of left, lost
     state:    of joining, joined, moved, changed: the node's
-    route:    of route
+    route:    of route: of the first pipeline, if that changed
+    others:   of route: of all other pipelines, if any of them changed
     loads:    of load: by node
-    requests: of load, if they changed
+    requests: of load, if they changed: of the first pipeline
+    further:  of load, those that changed: by other pipeline
     """
 
     kind: Word
@@ -78,9 +82,11 @@ class Change(msgspec.Struct, frozen=True, omit_defaults=True):
     route: RouteState | None = None
     loads: dict[Name, NodeLoad] = {}
     requests: RequestLoad | None = None
+    others: Annotated[list[RouteState], msgspec.Meta(max_length=MOST_PIPELINES)] | None = None
+    further: dict[Word, RequestLoad] = {}
 
     def __post_init__(self) -> None:
-        check_printable(self.kind, self.head, self.node or "", self.reason, *self.loads)
+        check_printable(self.kind, self.head, self.node or "", self.reason, *self.loads, *self.further)
 
 
 def changes(before: Topology | None, now: Topology) -> list[Change]:
@@ -95,9 +101,16 @@ def changes(before: Topology | None, now: Topology) -> list[Change]:
             out.append(Change(kind, node=name, state=node))
         elif known[name].load != node.load:
             loads[name] = node.load
-    if before is None or msgspec.structs.replace(before.route, requests=now.route.requests) != now.route:
-        return [*out, Change(ChangeKind.ROUTE, route=now.route), *_loads(loads, None)]
-    return [*out, *_loads(loads, now.route.requests if now.route.requests != before.route.requests else None)]
+    if before is None:
+        return [*out, Change(ChangeKind.ROUTE, route=now.route, others=[*now.others] or None), *_loads(loads, None, {})]
+    route = None if _same(before.route, now.route) else now.route
+    requests = now.route.requests if route is None and now.route.requests != before.route.requests else None
+    alike = len(before.others) == len(now.others) and all(map(_same, before.others, now.others))
+    pairs = zip(before.others, now.others, strict=True) if alike else ()
+    further = {one.pipeline: one.requests for old, one in pairs if one.requests != old.requests}
+    if route is not None or not alike:
+        out.append(Change(ChangeKind.ROUTE, route=route, others=None if alike else [*now.others]))
+    return [*out, *_loads(loads, requests, further)]
 
 
 def applied(topology: Topology, change: Change) -> Topology:
@@ -112,7 +125,9 @@ def applied(topology: Topology, change: Change) -> Topology:
             nodes[name] = msgspec.structs.replace(nodes[name], load=load)
     if change.requests is not None:
         route = msgspec.structs.replace(route, requests=change.requests)
-    return replace(topology, nodes=nodes, route=route)
+    others = topology.others if change.others is None else change.others
+    others = [msgspec.structs.replace(one, requests=change.further.get(one.pipeline, one.requests)) for one in others]
+    return replace(topology, nodes=nodes, route=route, others=others)
 
 
 class TopologyView:
@@ -129,7 +144,7 @@ class TopologyView:
         if record is None:
             was, self.silent = self.silent, True
             return [] if was else [Change(ChangeKind.SILENT)]
-        now = Topology(record.route, dict(nodes))
+        now = Topology(record.route, dict(nodes), others=record.others)
         heard = [Change(ChangeKind.HEARD)] if self.silent and self.topology is not None else []
         news = [] if self.topology is None else changes(self.topology, now)
         self.topology, self.silent, self._seq = now, False, record.seq
@@ -163,12 +178,20 @@ def _change(before: NodeState | None, now: NodeState) -> ChangeKind | None:
         return None
     if before.state == JOINING != now.state:
         return ChangeKind.JOINED
-    return ChangeKind.CHANGED if (before.layers, before.experts) == (now.layers, now.experts) else ChangeKind.MOVED
+    same = (before.layers, before.experts, before.further) == (now.layers, now.experts, now.further)
+    return ChangeKind.CHANGED if same else ChangeKind.MOVED
 
 
-def _loads(loads: Mapping[str, NodeLoad], requests: RequestLoad | None) -> list[Change]:
+def _same(before: RouteState, now: RouteState) -> bool:
+    """But for its requests."""
+    return msgspec.structs.replace(before, requests=now.requests) == now
+
+
+def _loads(loads: Mapping[str, NodeLoad], requests: RequestLoad | None, further: dict[str, RequestLoad]) -> list[Change]:
     names = list(loads)
     parts = [{name: loads[name] for name in names[i : i + _LOADS]} for i in range(0, len(names), _LOADS)]
-    if requests is not None:
+    if requests is not None or further:
         parts = parts or [{}]
-    return [Change(ChangeKind.LOAD, loads=part, requests=None if i else requests) for i, part in enumerate(parts)]
+    return [
+        Change(ChangeKind.LOAD, loads=part, requests=None if i else requests, further={} if i else further) for i, part in enumerate(parts)
+    ]

@@ -46,7 +46,7 @@ class RedisReader:
             raise failure(self._url, error) from None
         if record is None:
             raise self._silence(cluster)
-        return Topology(record.route, nodes)
+        return Topology(record.route, nodes, others=record.others)
 
     async def follow(self, cluster: str) -> AsyncGenerator[Topology | Change]:
         """What a head keeps now, then every change of it, without end. Raises ClusterError if it is silent in the beginning, ConfigError for
@@ -80,7 +80,7 @@ class RedisReader:
             raise self._silence(cluster)
         first, news = view.topology is None, view.read(record, nodes)
         if first and record is not None:
-            yield Topology(record.route, nodes)
+            yield Topology(record.route, nodes, others=record.others)
         ttl = record.ttl if record is not None else _UNTOLD
         while True:
             for change in news:

@@ -54,7 +54,7 @@ class TopologyKeys:
         head = topology.route.head
         numbered = [msgspec.structs.replace(change, head=head, seq=self._seq + i) for i, change in enumerate(found, 1)]
         self._seq += len(numbered)
-        record = RouteRecord(self._seq, self._ttl, list(topology.nodes), topology.route)
+        record = RouteRecord(self._seq, self._ttl, list(topology.nodes), topology.route, [*topology.others])
         self._set(pipe, ROUTE + cluster, msgspec.json.encode(record))
         for change in numbered:
             _publish(pipe, cluster, change)

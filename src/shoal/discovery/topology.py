@@ -23,6 +23,7 @@ MAX_TABLE = 96 << 10
 MAX_NAME = 48
 """Bytes of a node's name, UTF-8."""
 MOST_NODES = 1024
+MOST_PIPELINES = 256
 JOINING = "joining"
 """The state of a node that is no member yet: its link is being measured."""
 
@@ -58,11 +59,12 @@ class NodeState(msgspec.Struct, frozen=True, omit_defaults=True):
     role:       'layers' or 'experts'
     state:      'joining', 'idle', 'loading', 'pausing', 'linking', 'filling', 'serving', 'draining', 'suspected', 'failed', 'held off'
     address:    host:port of its tensor port
-    layers:     that it runs, like '0-14'; '': none
+    layers:     that it runs, like '0-14'; '': none. Of the first pipeline of which it has a part
+    further:    layers by the names of the other pipelines of which it has a part; experts for them are not told
     experts:    that it holds for stages elsewhere, by layers that have the same: {'0-26': '64-127'}. {} if there are none, or the table
                 has more than MAX_TABLE bytes
     held:       how many experts those are, over all layers
-    weights:    bytes of weights that it holds
+    weights:    bytes of weights that it holds, for all pipelines
     memory:     bytes that weights and KV blocks may take
     round_trip: seconds, between it and the head
     """
@@ -83,9 +85,10 @@ class NodeState(msgspec.Struct, frozen=True, omit_defaults=True):
     runtime: Word = ""
     round_trip: Seconds = 0.0
     load: NodeLoad = NodeLoad()
+    further: Annotated[dict[Word, Ranges], msgspec.Meta(max_length=MOST_PIPELINES)] = {}
 
     def __post_init__(self) -> None:
-        check_printable(self.head, self.name, self.role, self.state, self.address, self.machine, self.runtime)
+        check_printable(self.head, self.name, self.role, self.state, self.address, self.machine, self.runtime, *self.further)
 
     @property
     def identity(self) -> tuple[str, int]:
@@ -111,7 +114,14 @@ class RequestLoad(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RouteState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """state: 'waiting', 'loading', 'pausing', 'linking', 'filling' or 'serving'. stages: in order. workers: that hold the other experts."""
+    """A pipeline.
+
+    model:   '' if the head has none
+    state:   'waiting', 'loading', 'pausing', 'linking', 'filling' or 'serving'
+    stages:  in order
+    workers: that hold the other experts
+    replica: its number among the copies of the model
+    """
 
     head: Word
     model: Word
@@ -120,28 +130,36 @@ class RouteState(msgspec.Struct, frozen=True, omit_defaults=True):
     stages: list[StageSpan] = []
     workers: list[Name] = []
     requests: RequestLoad = RequestLoad()
+    replica: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] = 1
+
+    @property
+    def pipeline(self) -> str:
+        return f"{self.model}/{self.replica}"
 
     def __post_init__(self) -> None:
         check_printable(self.head, self.model, self.state, *self.workers)
 
 
-class RouteRecord(msgspec.Struct, frozen=True):
-    """The route as a key holds it. seq: of the latest event that is already in the keys. ttl: seconds after which the keys of a silent
-    head expire. nodes: names of all nodes, each of which has a key."""
+class RouteRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The routes as a key holds them. seq: of the latest event that is already in the keys. ttl: seconds after which the keys of a silent
+    head expire. nodes: names of all nodes, each of which has a key. others: those of the other pipelines."""
 
     seq: Count
     ttl: Annotated[float, msgspec.Meta(gt=0, le=3600)]
     nodes: Annotated[list[Name], msgspec.Meta(max_length=MOST_NODES)]
     route: RouteState
+    others: Annotated[list[RouteState], msgspec.Meta(max_length=MOST_PIPELINES)] = []
 
 
 @dataclass(frozen=True)
 class Topology:
-    """A cluster at one moment. nodes: by name, at most MOST_NODES. departed: nodes that left lately, by number."""
+    """A cluster at one moment. route: of the first copy of the default model. nodes: by name, at most MOST_NODES. others: the routes of the
+    other pipelines, at most MOST_PIPELINES. departed: nodes that left lately, by number."""
 
     route: RouteState
     nodes: Mapping[str, NodeState]
     departed: Mapping[int, Departure] = field(default_factory=dict[int, Departure], compare=False)
+    others: list[RouteState] = field(default_factory=list[RouteState])
 
 
 def decoded(data: bytes, kind: type[T]) -> T:

@@ -22,7 +22,7 @@ from shoal.membership.route_machine import WAITING
 from shoal.membership.state import Cluster, Terms
 from shoal.node.environment import Environment, Listener
 from shoal.node.links import accept_link, greeted
-from shoal.node.live_topology import live_topology
+from shoal.node.live_topology import live_topology, merged, without_models
 from shoal.node.loads import Loads
 from shoal.node.observer import NodeObserver, PipelineObserver, Served
 from shoal.node.operator import described
@@ -369,10 +369,15 @@ class Coordinator:
         )
 
     def topology(self, runner: PipelineRunner) -> Topology:
-        """What is published of the cluster, as one of its pipelines has it."""
-        return live_topology(
-            self.name, runner.model.name, runner.pipeline, self.roster, self.loads, runner.load_of_requests, self._environment.now()
-        )
+        """The cluster as one of its pipelines has it."""
+        now = self._environment.now()
+        return live_topology(self.name, runner.pipeline, self.roster, self.loads, runner.load_of_requests, now)
+
+    def published(self) -> Topology:
+        """The cluster as all of its pipelines have it."""
+        if not self.runners:
+            return without_models(self.name, self.cluster.members, self.roster, self.loads, self._environment.now())
+        return merged([self.topology(runner) for runner in self.runners.values()])
 
     # Decisions of the state machine
 

@@ -155,7 +155,7 @@ class Head:
 
     def topology(self) -> Topology:
         """What is published of the cluster."""
-        return self.coordinator.topology(self.engine.copies.first)
+        return self.coordinator.published()
 
     # Telemetry
 

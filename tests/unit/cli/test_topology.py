@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 from typer.testing import CliRunner
@@ -9,7 +11,7 @@ from typer.testing import CliRunner
 from shoal.cli.app import app
 from shoal.cli.topology import told
 from shoal.discovery.changes import Change, changes
-from shoal.discovery.topology import NodeLoad, RequestLoad, Topology
+from shoal.discovery.topology import NodeLoad, RequestLoad, RouteState, StageSpan, Topology
 from shoal.errors import ClusterError, ConfigError, ShoalError
 from shoal.membership.member import Departure
 from tests.support.topologies import node, topology
@@ -60,6 +62,8 @@ def test_who_is_asked(words: list[str], environment: dict[str, str], said: str):
 
 
 a = node("a")
+COPY = RouteState("5eed", "toy", "serving", 3, [StageSpan("b", "0-14")], requests=RequestLoad(1, 0, 8), replica=2)
+BUSY = msgspec.structs.replace(COPY, requests=RequestLoad(8, 2, 8))
 
 
 @pytest.mark.parametrize(
@@ -73,6 +77,11 @@ a = node("a")
         (topology(a), topology(departed={1: Departure("its connection ended", False)}), ["a is lost: its connection ended"]),
         (topology(a), topology(), ["a left: no reason is known"]),
         (topology(a), topology(a, epoch=2), ["toy: serving, epoch 2: a 0-14; 0 of 0 slots taken, 0 waiting"]),
+        (topology(a), replace(topology(a), others=[COPY]), ["toy/2: serving, epoch 3: b 0-14; 1 of 8 slots taken, 0 waiting"]),
+        (replace(topology(a), others=[COPY]), topology(a), ["there is no other pipeline any more"]),
+        (replace(topology(a), others=[COPY]), replace(topology(a), others=[BUSY]), ["toy/2 8 of 8 slots taken, 2 waiting"]),
+        (topology(a), topology(msgspec.structs.replace(a, further={"toy/2": "0-9"})), ["a holds something else now: serving, layers 0-14, 0-9 of toy/2"]),
+        (topology(a), replace(topology(a), route=RouteState("5eed", "", "waiting")), ["no model is loaded"]),
         (topology(a), topology(node("a", load=NodeLoad(busy=0.25, queue=2))), ["a 25% busy, 2 waiting"]),
     ],
 )  # fmt: skip

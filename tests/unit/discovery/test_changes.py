@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.discovery.changes import Change, ChangeKind, TopologyView, applied, changes
-from shoal.discovery.topology import JOINING, MOST_NODES, NodeLoad, RequestLoad, RouteRecord, Topology, decoded
+from shoal.discovery.topology import JOINING, MOST_NODES, NodeLoad, RequestLoad, RouteRecord, RouteState, Topology, decoded
 from shoal.membership.member import Departure
 from tests.support.topologies import HEAD, node, topologies, topology
 
@@ -37,13 +38,13 @@ def test_events_lead_from_any_state_to_any_other(before: Topology, now: Topology
 def test_from_nothing_every_node_joins(now: Topology):
     told = changes(None, now)
     assert sorted(change.node or "" for change in told if change.state is not None) == sorted(now.nodes)
-    assert [change.route for change in told if change.route is not None] == [now.route]
+    assert [(change.route, change.others or []) for change in told if change.route is not None] == [(now.route, now.others)]
 
 
 @given(topologies(), st.data())
 def test_load_alone_is_told_by_load_alone(before: Topology, data: st.DataObject):
     nodes = {name: replaced(state, load=NodeLoad(rows=data.draw(st.integers(0, 3)))) for name, state in before.nodes.items()}
-    now = Topology(before.route, nodes)
+    now = Topology(before.route, nodes, others=before.others)
     different = {name for name, state in nodes.items() if state.load != before.nodes[name].load}
     told = changes(before, now)
     assert {change.kind for change in told} <= {ChangeKind.LOAD}
@@ -61,6 +62,7 @@ a, b = node("a", 1), node("b", 2)
         (topology(replaced(a, state=JOINING)), topology(replaced(a, state="idle")), [("joined", "a")]),
         (topology(a), topology(replaced(a, layers="0-29")), [("moved", "a")]),
         (topology(a), topology(replaced(a, experts={"0": "1"})), [("moved", "a")]),
+        (topology(a), topology(replaced(a, further={"toy/2": "0-14"})), [("moved", "a")]),
         (topology(a), topology(replaced(a, state="suspected")), [("changed", "a")]),
         (topology(a), topology(replaced(a, state="draining", load=NodeLoad(busy=1.0))), [("changed", "a")]),
         (topology(a, b), topology(b, departed={1: Departure("its connection ended", False)}), [("lost", "a")]),
@@ -86,6 +88,21 @@ def test_requests_are_part_of_the_load():
     now = Topology(replaced(before.route, requests=RequestLoad(running=3)), before.nodes)
     (change,) = changes(before, now)
     assert (change.kind, change.requests, change.loads) == ("load", RequestLoad(running=3), {})
+
+
+def test_what_another_pipeline_does_is_told_beside_the_first():
+    one, two = topology(a), RouteState(HEAD, "toy", "loading", 2, replica=2)
+    serving = replaced(two, state="serving", requests=RequestLoad(running=1))
+    busy = replaced(serving, requests=RequestLoad(running=2))
+    states = [one, *(Topology(one.route, one.nodes, others=others) for others in ([two], [serving], [busy], []))]
+    told = [change for before, now in pairwise(states) for change in changes(before, now)]
+    assert [(change.kind, change.route, change.others, change.further) for change in told] == [
+        ("route", None, [two], {}),
+        ("route", None, [serving], {}),
+        ("load", None, None, {"toy/2": RequestLoad(running=2)}),
+        ("route", None, [], {}),
+    ]
+    assert reduce(applied, told[:3], one).others == [busy] and reduce(applied, told, one) == one
 
 
 def test_the_loads_of_many_nodes_are_told_in_parts():
@@ -123,7 +140,7 @@ class Head:
 
     def read(self, view: TopologyView) -> list[Change]:
         assert self.written is not None
-        return view.read(RouteRecord(self.seq, 15.0, list(self.written.nodes), self.written.route), self.written.nodes)
+        return view.read(RouteRecord(self.seq, 15.0, list(self.written.nodes), self.written.route, self.written.others), self.written.nodes)
 
 
 @given(st.lists(topologies(), min_size=1, max_size=6), st.data())

@@ -9,6 +9,7 @@ import msgspec
 
 from shoal.discovery.changes import changes
 from shoal.discovery.topology import JOINING, NodeState, Topology, decoded
+from tests.support.city import City
 from tests.support.topologies import numbers
 from tests.support.town import LAYERS, Town, play
 
@@ -113,3 +114,43 @@ def test_names_that_cannot_be_published_are_told_apart():
         assert len(shown) == 2 and all(name.isprintable() and name == node.name for name, node in shown.items())
 
     play(scenario, min_nodes=3)
+
+
+def test_all_pipelines_are_published_and_the_nodes_of_a_head_without_models() -> None:
+    async def scenario(town: City) -> None:
+        large, small = town.serve("large", 6), town.serve("small", 4, replicas=2)
+        for name in "ab":
+            town.start(name)
+        await town.serving(large, small)
+        shown = town.head.topology()
+        assert shown.route.pipeline == "large/1" and [route.pipeline for route in shown.others] == ["small/1", "small/2"]
+        for engine in (large, small):
+            for runner in engine.copies:
+                (route,) = [one for one in (shown.route, *shown.others) if one.pipeline == str(runner.pipeline.id)]
+                assert {stage.node for stage in route.stages} == town.nodes_of(runner) and route.requests.slots > 0
+        weights = sum(
+            runner.pipeline.holdings[number].weight_bytes
+            for runner in town.head.coordinator.runners.values()
+            for number in runner.pipeline.route
+        )
+        await town.until(
+            lambda: sum(node.weights for node in town.head.topology().nodes.values()) == weights
+        )  # nodes tell it in heartbeats
+        of_small = {name: node.further for name, node in shown.nodes.items() if node.further}
+        assert of_small == {
+            stage.node: {route.pipeline: stage.layers} for route in shown.others for stage in route.stages if stage.node in of_small
+        }
+        assert of_small, "a node has parts of both models"
+
+        small.scale(1)
+        assert [route.pipeline for route in town.head.topology().others] == ["small/1"]
+        for name in ("large", "small"):
+            await town.head.unload(name, "nobody asks for it")
+        bare = town.head.topology()
+        assert (bare.route.model, bare.route.state, bare.others) == ("", "waiting", [])
+        assert {name: (node.state, node.layers) for name, node in bare.nodes.items()} == {"a": ("idle", ""), "b": ("idle", "")}
+        assert bare.nodes["a"].memory == shown.nodes["a"].memory and bare.nodes["a"].identity == shown.nodes["a"].identity
+        town.start("c")
+        await town.until(lambda: "c" in town.head.topology().nodes and town.head.topology().nodes["c"].state == "idle")
+
+    play(scenario, City, min_nodes=2)
