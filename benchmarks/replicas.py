@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from itertools import count
+from itertools import count, cycle
 from random import Random
 
 from benchmarks.traffic import OUTPUT_MEAN, OUTPUT_SIGMA, lognormal
@@ -58,15 +58,9 @@ class Machine:
         return Machine(slots=self.slots, prefill=self.prefill / factor, decode=self.decode * factor, blocks=self.blocks)
 
 
-class Lengths:
+def lengths(chance: Random, mean: float, sigma: float, most: int) -> Iterator[int]:
     """Lognormal, drawn ahead: a simulation needs millions."""
-
-    def __init__(self, chance: Random, mean: float, sigma: float, most: int) -> None:
-        self._chance = chance
-        self._drawn = [lognormal(chance, mean, sigma, most) for _ in range(10_000)]
-
-    def next(self) -> int:
-        return self._drawn[int(self._chance.random() * len(self._drawn))]
+    return cycle([lognormal(chance, mean, sigma, most) for _ in range(10_007)])
 
 
 class Fresh:
@@ -128,13 +122,15 @@ class Cache:
         found += held if found == reached else 0
         for first, _ in reversed(conversation.shared):
             self._held.move_to_end(first)
-        self._shrink()
+        if self._sum > self._blocks:
+            self._shrink()
         return found
 
     def grow(self, conversation: Conversation, blocks: int) -> None:
         """It goes on from where it was used last, which is in use until now."""
         self._keep(conversation, blocks - conversation.shared[-1][1])
-        self._shrink()
+        if self._sum > self._blocks:
+            self._shrink()
 
     def _shrink(self) -> None:
         while self._sum > self._blocks:
@@ -148,11 +144,11 @@ class Cache:
 
     def _keep(self, what: Conversation | int, blocks: int) -> int:
         held = self._held.get(what, 0)
-        if blocks >= held:
+        if blocks > held or not held:
             self._held[what] = blocks
             self._sum += blocks - held
         self._held.move_to_end(what)
-        return min(held, blocks)
+        return held if held < blocks else blocks
 
 
 @dataclass(eq=False, slots=True)
@@ -221,9 +217,9 @@ def simulate(strategy: Balancing, machines: list[Machine], traffic: Traffic, req
         balancer.add(number, 0.0, Traits(speed=machine.prefill, slots=machine.slots, blocks=machine.blocks))
     systems = [fresh.take(SYSTEM_TOKENS // BLOCK) for _ in range(SYSTEMS)]
     document = fresh.take(HOT_TOKENS // BLOCK)
-    first_message = Lengths(chance, FIRST_MEAN, TEXT_SIGMA, 4096)
-    next_message = Lengths(chance, NEXT_MEAN, TEXT_SIGMA, 4096)
-    answer = Lengths(chance, OUTPUT_MEAN, OUTPUT_SIGMA, 2048)
+    first_message = lengths(chance, FIRST_MEAN, TEXT_SIGMA, 4096)
+    next_message = lengths(chance, NEXT_MEAN, TEXT_SIGMA, 4096)
+    answers = lengths(chance, OUTPUT_MEAN, OUTPUT_SIGMA, 2048)
     events: list[tuple[float, int, str, Conversation | Asked | None]] = []
     order = count()
     beginnings = begins(chance, traffic)
@@ -241,13 +237,14 @@ def simulate(strategy: Balancing, machines: list[Machine], traffic: Traffic, req
         conversation = Conversation(f"s{next(order)}", 1, len(names) * BLOCK, names, shared)
         while chance.random() > 1 / traffic.turns:
             conversation.turns += 1
-        conversation.say(first_message.next(), fresh)
+        conversation.say(next(first_message), fresh)
         return conversation
 
     def ask(conversation: Conversation, now: float) -> None:
         tokens = conversation.tokens
-        inquiry = Inquiry(tokens, tuple(conversation.names[: (tokens - 1) // BLOCK]), conversation.session)
-        asked = Asked(conversation, inquiry, answer.next(), now)
+        names = tuple(conversation.names)
+        inquiry = Inquiry(tokens, names if tokens % BLOCK else names[:-1], conversation.session)  # the last token is always computed
+        asked = Asked(conversation, inquiry, next(answers), now)
         replica = balancer.choose(inquiry, now)
         assert replica is not None
         asked.replica, asked.flight = replica, balancer.began(replica, inquiry, now)
@@ -300,7 +297,7 @@ def simulate(strategy: Balancing, machines: list[Machine], traffic: Traffic, req
             if arrived == requests // 2:
                 ran.anomalies = balancer.anomalies(now)
             if isinstance(subject, Conversation):
-                subject.say(next_message.next(), fresh)
+                subject.say(next(next_message), fresh)
                 ask(subject, now)
             else:
                 at(next(beginnings), "begin")
