@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from shoal.request import Alternative, FinishReason, Priority, Request, RequestId, SamplingParams, Score, TokenChunk
-from shoal.scheduler.limits import Limits
+from shoal.scheduler.limits import ALONE, Batching, Limits
 from shoal.scheduler.plan import Chunk, PromptOutputs, Sampled, StepPlan, StepResult
 from shoal.scheduler.scheduler import Scheduler
 from shoal.wire import messages
@@ -153,9 +153,10 @@ class Toy:
         self.scores: dict[str, list[Score]] = {}
         self.embeddings: dict[RequestId, bytes] = {}
         self.chunks: list[TokenChunk] = []
+        self.now = 0.0
 
     def add(self, request: Request) -> None:
-        self.scheduler.add(request)
+        self.scheduler.add(request, now=self.now)
         for choice in range(request.n):
             self.said[request.id, choice] = []
         self.scores[request.id], self.embeddings[request.id] = [], b""
@@ -169,7 +170,7 @@ class Toy:
         """Schedules a step where the pipe has room, and carries it over the wire."""
         if self.scheduler.in_flight > self.limits.depth:
             return None
-        plan = self.scheduler.schedule()
+        plan = self.scheduler.schedule(self.now)
         self.scheduler.check()
         if plan is None:
             return None
@@ -270,8 +271,9 @@ def limits(
     depth: int = 1,
     ageing: int = 256,
     wait: float = 0.0,
+    batching: Batching = ALONE,
 ) -> Limits:
-    return Limits(blocks, block_tokens, context, slots, step_tokens, queue, depth, ageing, wait)
+    return Limits(blocks, block_tokens, context, slots, step_tokens, queue, depth, ageing, wait, batching=batching)
 
 
 def assert_right(toy: Toy, *requests: Request) -> None:

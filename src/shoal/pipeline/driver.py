@@ -11,6 +11,7 @@ once, when its result is applied, and is never taken back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from time import perf_counter
@@ -150,7 +151,7 @@ class Driver:
         """Queues a request; it waits while there is no route. Raises InvalidRequest, QueueFull, or the error that closed the driver."""
         if self._closed is not None:
             raise self._closed
-        self.scheduler.add(request)
+        self.scheduler.add(request, now=self._clock())
         stream = TokenStream(request)
         self._own(stream)
         return stream
@@ -217,9 +218,16 @@ class Driver:
             await self._fill(route)
 
     async def _follow(self, route: DrivenRoute) -> NoReturn:
+        looked = self._clock()
         while True:
-            await route.nudged.wait()
+            due = self.scheduler.due
+            # What was due at the last look waits for the route to open, or to have room for a step, and not for a time.
+            wait = max(due - self._clock(), 0.0) if due is not None and due > looked else None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await route.nudged.wait()
             route.nudged.clear()
+            looked = self._clock()
             await self._fill(route)
 
     async def _refill(self, route: DrivenRoute, spans: list[tuple[int, int]]) -> int:
@@ -292,7 +300,7 @@ class Driver:
         async with route.filling:
             while route.open and not route.pausing and not route.cut.is_set() and len(route.flight) <= self.scheduler.limits.depth:
                 began = self._clock()
-                plan = self.scheduler.schedule()
+                plan = self.scheduler.schedule(began)
                 if plan is None:
                     break
                 try:

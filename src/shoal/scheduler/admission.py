@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shoal.request import BlockId, Priority
+from shoal.scheduler.gathering import Gathering
 from shoal.scheduler.sequence import Sequence
 from shoal.scheduler.slots import Slots
 
@@ -11,12 +12,17 @@ class Admission:
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
 
-    def admit(self, step: int) -> None:
-        """Admits the sequences that can enter before step number `step`, first come first."""
+    def admit(self, step: int, now: float) -> None:
+        """Admits the sequences that can enter before step number `step`, first come first. now: seconds."""
+        Gathering(self._slots.limits.batching).release(self._slots.waiting, now)
         passed: list[Sequence] = []
         while (sequence := self._slots.waiting.first) is not None:
-            # It waits for its sample, or for the prompt that it forks from; those behind it may enter meanwhile.
-            if sequence.awaiting or ((parent := self._forks_from(sequence)) is not None and parent.computed < parent.prompt_length):
+            # It waits for others, for its sample, or for the prompt that it forks from; those behind it may enter meanwhile.
+            if (
+                sequence.held
+                or sequence.awaiting
+                or ((parent := self._forks_from(sequence)) is not None and parent.computed < parent.prompt_length)
+            ):
                 self._slots.waiting.remove(sequence)
                 passed.append(sequence)
                 continue

@@ -6,6 +6,17 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Batching:
+    """Sequences wait until there are `size` of them, or the first has waited `delay` seconds; then all are admitted. delay 0: each at once."""
+
+    size: int
+    delay: float
+
+
+ALONE = Batching(1, 0.0)
+
+
+@dataclass(frozen=True)
 class Limits:
     blocks: int
     block_tokens: int
@@ -23,6 +34,7 @@ class Limits:
     """Most seconds, about, that a running stream waits for others' prompts; 0: no limit other than `step_tokens`."""
     prefixes: bool = True
     """Whether computed blocks can be found by their tokens."""
+    batching: Batching = ALONE
 
     @property
     def longest(self) -> int:

@@ -27,6 +27,7 @@ from shoal.scheduler.blocks import BlockPool
 from shoal.scheduler.budget import StepBudget
 from shoal.scheduler.candidates import candidates, share, too_few
 from shoal.scheduler.cost import StepCost, StepLoad
+from shoal.scheduler.gathering import Gathering
 from shoal.scheduler.limits import Counters, Limits
 from shoal.scheduler.plan import Chunk, Opened, PromptQuery, Sampled, StepPlan, StepResult
 from shoal.scheduler.prompt_outputs import answered, outputs, query
@@ -131,13 +132,19 @@ class Scheduler:
 
     # Input
 
-    def add(self, request: Request, generated: Mapping[int, list[int]] | None = None) -> None:
+    @property
+    def due(self) -> float | None:
+        """When sequences that wait for others are admitted in any case: `schedule` should then be called. None: no one waits for others."""
+        return Gathering(self.limits.batching).due(self.slots.waiting)
+
+    def add(self, request: Request, generated: Mapping[int, list[int]] | None = None, now: float = 0.0) -> None:
         """Queues a request. Raises InvalidRequest for one that can never run, QueueFull for one too many.
 
         The queue's limit counts the sequences that would be ahead: those of a lower class do not count.
 
         generated: for a request that began under another scheduler, the choices that have not ended, and the tokens that each has
         sampled. They go on as if nothing had happened, however many wait: they were admitted before.
+        now: seconds; it counts where sequences are gathered.
         """
         self.fits(request)
         if request.id in self._requests:
@@ -151,6 +158,7 @@ class Scheduler:
         for choice, said in generated.items() if generated is not None else ((c, []) for c in range(request.n)):
             tokens = [*request.prompt, *said]
             sequence = Sequence(SequenceId(self._next_sequence), request, choice, family[0] if family else None, tokens)
+            sequence.came, sequence.held = now, generated is None and self.limits.batching.delay > 0
             self._next_sequence += 1
             self._sequences[sequence.id] = sequence
             family.append(sequence)
@@ -222,17 +230,17 @@ class Scheduler:
 
     # Output
 
-    def schedule(self) -> StepPlan | None:
-        """The next step, or None if nothing can run now."""
+    def schedule(self, now: float = 0.0) -> StepPlan | None:
+        """The next step, or None if nothing can run now. now: seconds; it counts where sequences are gathered."""
         while True:
             preempted = self.counters.preemptions
-            plan = self._schedule()
+            plan = self._schedule(now)
             # A sequence that gave up its own blocks may have made room for one that this step did not reach.
             if plan is not None or self.counters.preemptions == preempted:
                 return plan
 
-    def _schedule(self) -> StepPlan | None:
-        self._admission.admit(self._next_step)
+    def _schedule(self, now: float) -> StepPlan | None:
+        self._admission.admit(self._next_step, now)
         limits, running = self.limits, self.slots.running
         streams = share(running, limits.depth, self.cost.context_share if self.cost is not None and limits.depth > 1 else 0.0)
         if len(self._flight) >= limits.depth and not self.apart and not self._closed and too_few(running, streams):
@@ -391,6 +399,7 @@ class Scheduler:
         for sequence in self._sequences.values():
             assert (sequence in self.slots.running) != (sequence in self.slots.waiting), "a sequence is in no list, or in two"
             assert sequence in self.slots.running or not sequence.table, "a waiting sequence holds blocks"
+            assert not (sequence.held and (sequence in self.slots.running or sequence.life)), "a sequence waits for others, and ran"
             assert sequence.computed <= sequence.scheduled <= len(sequence.tokens), "computed runs ahead"
             assert not sequence.asking or sequence.scheduled <= sequence.asked, "rows of the prompt run and are not asked about"
             assert not sequence.examining or sequence.computed <= sequence.examined, "rows of the prompt are computed and have not answered"

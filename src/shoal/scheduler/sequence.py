@@ -45,6 +45,10 @@ class Sequence:
     """Prompt tokens whose queries were answered."""
     mean: Mean = field(default_factory=Mean)
     """Of the final hidden states of those, if the request asks for it."""
+    came: float = 0.0
+    """When it was added, in seconds."""
+    held: bool = False
+    """It waits for others, to be admitted with them."""
     last_step: int = -1
     priority: Priority = field(init=False)
     """The class that it waits in: its request's, or a higher one after it was passed over for long."""

@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import ClusterError, InvalidRequest, NotReady, StageLost, StepFailed
+from shoal.pipeline.route import DrivenRoute
 from shoal.pipeline.token_stream import TokenStream
+from shoal.scheduler.limits import Batching
 from shoal.scheduler.plan import PromptOutputs, Sampled, StepResult
 from shoal.wire import messages
 from shoal.wire.frame import Frame, FrameKind
-from tests.support.route import Route, collect, play, turns
+from tests.support.route import Route, collect, finish, over, play, turns
 from tests.support.toy_stage import expected, expected_embedding, expected_scores, limits, request
 
 
@@ -226,7 +228,7 @@ def test_a_bug_while_steps_are_made_ends_the_route_and_is_not_swallowed(monkeypa
     async def scenario(route: Route, running: asyncio.Task[None]) -> None:
         await turns()
 
-        def schedule() -> None:
+        def schedule(now: float) -> None:
             raise KeyError("a bug")
 
         monkeypatch.setattr(route.driver.scheduler, "schedule", schedule)
@@ -235,6 +237,48 @@ def test_a_bug_while_steps_are_made_ends_the_route_and_is_not_swallowed(monkeypa
             await running
 
     play(scenario)
+
+
+def test_a_request_for_which_no_others_come_runs_when_its_wait_is_over():
+    """Nothing else wakes the driver."""
+
+    async def scenario(route: Route, running: asyncio.Task[None]) -> None:
+        await turns()
+        alone = await collect(route.driver.submit(request("a", [1])))
+        assert [chunk.token for chunk in alone] == expected(request("a", [1]), 0)[0]
+        both = [route.driver.submit(request(name, [2, 3], 2)) for name in "bc"]
+        await turns()
+        assert {s.request.id for s in route.driver.scheduler.slots.waiting} == {"b", "c"}
+        third = route.driver.submit(request("d", [3], 2))
+        for stream in (*both, third):
+            assert len(await collect(stream)) == 2
+        assert max(timing.rows for timing in route.timings) >= 3, "they ran together"
+
+    play(scenario, limits(depth=2, batching=Batching(3, 0.05)))
+
+
+def test_what_was_gathered_for_long_while_a_route_is_being_left_does_not_keep_the_loop_busy(monkeypatch: pytest.MonkeyPatch):
+    async def scenario(route: Route, running: asyncio.Task[None]) -> None:
+        await turns()
+        streams = [route.driver.submit(request(name, [1], 2)) for name in "ab"]
+        await turns()
+        assert route.driver.scheduler.in_flight == 1
+        route.driver.pause()
+        looks, fill = list[DrivenRoute](), route.driver._fill
+
+        async def counted(driven: DrivenRoute) -> None:
+            looks.append(driven)
+            await fill(driven)
+
+        monkeypatch.setattr(route.driver, "_fill", counted)
+        streams.append(route.driver.submit(request("late", [1], 2)))
+        await asyncio.sleep(0.1)
+        assert 1 <= len(looks) < 9 and route.driver.scheduler.due is not None
+        await route.one()
+        after = await over(route, running, kept=True)
+        assert [len(tokens) for tokens in await finish(after, *streams)] == [2, 2, 2]
+
+    play(scenario, limits(depth=2, batching=Batching(2, 0.02)), work=False)
 
 
 def test_ending_all_ends_those_that_wait_and_those_that_run():
