@@ -118,9 +118,9 @@ class SharedFleet:
             self.story.append(f"{self.now:7.2f} {event}")
         self._carry_out_all(self.cluster.handle(event, self.now))
 
-    def open(self, id: PipelineId, moves: Moves, min_nodes: int = 1, pinned: frozenset[str] = frozenset()) -> None:
+    def open(self, id: PipelineId, moves: Moves, min_nodes: int = 1, pinned: frozenset[str] = frozenset(), priority: int = 0) -> None:
         self.story.append(f"{self.now:7.2f} open {id}")
-        self.cluster.open(id, Terms(moves, min_nodes, CopyNeed.of(moves), pinned=pinned), self.now)
+        self.cluster.open(id, Terms(moves, min_nodes, CopyNeed.of(moves), pinned=pinned, priority=priority), self.now)
         self.drives[id], self.planners[id] = Drive(), moves
         self.check()
 

@@ -351,7 +351,7 @@ class RouteMachine:
             return []
         try:
             if not nodes and (words := [self._tenancy.barred(node) for node in self._sound(now)]):
-                raise CapacityError(f"none of the nodes that have joined is meant for it: {', '.join(words)}")
+                raise CapacityError(self._awaiting() or f"none of the nodes that have joined is meant for it: {', '.join(words)}")
             placement = self._sought(usable, now)
         except CapacityError as error:
             if leaving := self._wanted_back(usable, now):
@@ -359,6 +359,8 @@ class RouteMachine:
             self._tenancy.release("no route needs it; it may leave")
             self._in_vain = self._there(now) if nodes else None
             words = f"{error}{self._shared(usable)}"
+            if nodes and (awaited := self._awaiting()):
+                words += f"; {awaited}"
             if words == self.why:
                 return []
             self.why, self.short = words, bool(nodes)
@@ -391,6 +393,11 @@ class RouteMachine:
         """What others have of these nodes, for people."""
         taken = {m.name: taken for n, m in nodes.items() if (taken := self._tenancy.taken(n, waiting=False))}
         return f"; others have {', '.join(f'{human_bytes(size)} of {name}' for name, size in taken.items())}" if taken else ""
+
+    def _awaiting(self) -> str:
+        """Which nodes it is pinned to and are not there, for people; ''."""
+        names = self._tenancy.awaited()
+        return f"it waits for node{'s' * (len(names) > 1)} {' or '.join(names)}" if names else ""
 
     def _first(self, nodes: list[NodeProfile], sharing: list[NodeProfile]) -> Placement:
         """sharing: the nodes, as far as other pipelines that wait for their first route leave them. Raises CapacityError."""

@@ -41,6 +41,8 @@ class Terms:
     """See RouteMachine."""
     pinned: frozenset[str] = frozenset()
     """Names of the nodes that may serve it; empty: all."""
+    priority: int = 0
+    """Where memory is short, those of a higher one are placed first."""
 
 
 class Cluster:
@@ -48,6 +50,7 @@ class Cluster:
         """See Members."""
         self.members = Members(version, silence, admission or AdmissionRules())
         self.pipelines: dict[PipelineId, RouteMachine] = {}
+        """Those of the highest priority first."""
         self._terms: dict[PipelineId, Terms] = {}
         self._groups: dict[str, ReplicaGroups] = {}
         self._pipeline_of: dict[int, PipelineId] = {}
@@ -65,6 +68,7 @@ class Cluster:
         pipeline = RouteMachine(id, self.members, terms.min_nodes, terms.planner, _Tenant(self, id), terms.degrade)
         pipeline.holdings = {node: Holding() for node in self.members}
         self.pipelines[id], self._terms[id] = pipeline, terms
+        self.pipelines = dict(sorted(self.pipelines.items(), key=lambda item: -self._terms[item[0]].priority))
         self._groups.setdefault(id.model, ReplicaGroups(terms.need))
         self._arrange(now)
         return pipeline
@@ -88,6 +92,14 @@ class Cluster:
         except CapacityError as error:
             return str(error)
         return ""
+
+    def pinned(self, id: PipelineId) -> frozenset[str]:
+        """Names of the nodes that may serve it; empty: all."""
+        return self._terms[id].pinned
+
+    def awaited(self, id: PipelineId) -> list[str]:
+        """Names of the nodes that may serve it, and are not there."""
+        return sorted(self.pinned(id) - {member.name for member in self.members.values()})
 
     def owner(self, epoch: int) -> PipelineId | None:
         """The pipeline of a route; None if that is gone."""
@@ -126,7 +138,7 @@ class Cluster:
 
     def _pinned(self, id: PipelineId, node: int) -> bool:
         """Whether the settings allow a member to serve it."""
-        pinned = self._terms[id].pinned
+        pinned = self.pinned(id)
         return not pinned or self.members[node].name in pinned
 
     def _for_other(self, id: PipelineId, node: int) -> bool:
@@ -332,6 +344,9 @@ class _Tenant:
 
     def barred(self, node: int) -> str:
         return self._cluster.barred(self._id, node)
+
+    def awaited(self) -> list[str]:
+        return self._cluster.awaited(self._id)
 
     def crowded(self, node: int) -> bool:
         return self._cluster.crowded(node)

@@ -21,6 +21,10 @@ class Tenancy(Protocol):
         """Why a member is not for it at all, for people."""
         ...
 
+    def awaited(self) -> list[str]:
+        """Names of the nodes that it is pinned to, and that are not there."""
+        ...
+
     def crowded(self, node: int) -> bool:
         """Whether all pipelines together take more of a member than its limit, and nobody is making room there."""
         ...

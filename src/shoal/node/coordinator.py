@@ -76,7 +76,7 @@ class Coordinator:
         moves = Moves(model.cost, demand, settings.spread, settings.spares, Measured(self.roster.reached))
         use: dict[int, list[int]] = {}
         planning = Planning(moves, RoleMoves(moves, use), use)
-        terms = Terms(planning.planner, settings.min_nodes, CopyNeed.of(moves), engine.degrade, model.pinned)
+        terms = Terms(planning.planner, settings.min_nodes, CopyNeed.of(moves), engine.degrade, model.pinned, model.priority)
         pipeline = self.cluster.open(id, terms, self.now())
         self._share.add(model.files)
         runner = self.runners[id] = PipelineRunner(self._head, pipeline, model, planning, observer, self._handle)
@@ -417,15 +417,24 @@ class Coordinator:
             self.recorder.events.add(EventKind.LOADED, words, member.name, figures)
 
     async def until_ready(self) -> None:
-        """Waits until a model is served. Raises ClusterError if the nodes that joined cannot serve it."""
-        while not self.serving:
+        """Waits until all models are served, but for those that wait for nodes that they are pinned to. Raises ClusterError if the nodes that
+        joined cannot serve the others."""
+        while not all(runner.serving or self._awaits_nodes(runner) for runner in self.runners.values()):
             for runner in self.runners.values():
                 pipeline = runner.pipeline
-                enough = len(pipeline.members) >= self.settings.min_nodes
-                if pipeline.state == WAITING and enough and pipeline.why and not pipeline.confirming:
+                if self._in_vain(runner) and not self._awaits_nodes(runner):
                     raise ClusterError(pipeline.why if len(self.runners) < 2 else f"{pipeline.id}: {pipeline.why}")
             self.changed.clear()
             await self.changed.wait()
+
+    def _in_vain(self, runner: PipelineRunner) -> bool:
+        """Whether nothing came of the nodes that were to be waited for."""
+        pipeline = runner.pipeline
+        enough = len(pipeline.members) >= self.settings.min_nodes
+        return pipeline.state == WAITING and enough and bool(pipeline.why) and not pipeline.confirming
+
+    def _awaits_nodes(self, runner: PipelineRunner) -> bool:
+        return self._in_vain(runner) and bool(self.cluster.awaited(runner.pipeline.id))
 
     async def _accept(self, stream: FrameStream) -> None:
         """Takes a last stage's link to the head, or any other peer's."""

@@ -102,7 +102,7 @@ class Head:
         self.coordinator.refuse(reason)
 
     async def until_ready(self) -> None:
-        """Waits until all models are served. Raises ClusterError if the nodes that joined cannot serve them."""
+        """See Coordinator.until_ready."""
         await self.coordinator.until_ready()
 
     async def _rescue(self) -> None:

@@ -14,6 +14,7 @@ from shoal.node.interruption import Interruption
 from shoal.pipeline.timing import StepTiming
 from shoal.placement.cost import ModelCost
 from shoal.request import TokenChunk
+from shoal.scheduler.limits import ALONE, Batching
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Served:
     """What the model's files are; None: only its name is known."""
     files: Mapping[str, Path] = field(default_factory=dict[str, Path])
     """Those of them that are on this machine, by hash."""
+    priority: int = 0
+    """Those of a higher one come first where memory is short."""
+    batching: Batching = ALONE
 
 
 class PipelineObserver(Protocol):

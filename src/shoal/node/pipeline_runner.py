@@ -334,6 +334,7 @@ class PipelineRunner:
             depth=depth,
             wait=engine.prompt_wait,
             prefixes=engine.prefix_cache,
+            batching=self.model.batching,
         )
         driver = self.requests.fitted(limits)
         driver.scheduler.cost = step_guess(self.model.cost, placement, LinkSpeeds(self._head.roster.reached))

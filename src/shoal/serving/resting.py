@@ -14,6 +14,7 @@ class Resting(NamedTuple):
     used: float
     busy: bool = False
     waiting: bool = False
+    priority: int = 0
 
 
 def rested(models: Iterable[Resting], idle: float, now: float) -> list[str]:
@@ -22,14 +23,15 @@ def rested(models: Iterable[Resting], idle: float, now: float) -> list[str]:
 
 
 def least_used(models: Iterable[Resting], wanting: str) -> str | None:
-    """The one that should give its memory to another: that was used before all others, and has nothing to do. None: there is no such one.
+    """The one that should give its memory to another: of those of the lowest priority that have nothing to do, the one that was used before
+    all others. None: there is no such one.
 
-    wanting: the model that needs room; one that was asked for later than it does not have to go.
+    wanting: the model that needs room. One of a higher priority does not have to go, nor one of the same that was asked for later.
     """
     models = list(models)
-    since = next((model.used for model in models if model.name == wanting), None)
-    found = [model for model in models if model.name != wanting and not model.busy and not model.waiting]
-    if since is None or not found:
+    for_whom = next((model for model in models if model.name == wanting), None)
+    if for_whom is None:
         return None
-    first = min(found, key=lambda model: (model.used, model.name))
-    return first.name if first.used <= since else None
+    rank = for_whom.priority, for_whom.used
+    found = [m for m in models if m is not for_whom and not m.busy and not m.waiting and (m.priority, m.used) <= rank]
+    return min(found, key=lambda model: (model.priority, model.used, model.name)).name if found else None

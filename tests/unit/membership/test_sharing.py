@@ -31,10 +31,16 @@ def fleet(**memories: int) -> SharedFleet:
 
 
 def opened(
-    f: SharedFleet, *ids: PipelineId, spread: bool = False, spares: int = 0, pinned: frozenset[str] = frozenset(), min_nodes: int = 1
+    f: SharedFleet,
+    *ids: PipelineId,
+    spread: bool = False,
+    spares: int = 0,
+    pinned: frozenset[str] = frozenset(),
+    min_nodes: int = 1,
+    priority: int = 0,
 ) -> SharedFleet:
     for id in ids:
-        f.open(id, Moves(model(layers=LAYERS[id.model], head=0), DEMAND, spread, spares), min_nodes, pinned)
+        f.open(id, Moves(model(layers=LAYERS[id.model], head=0), DEMAND, spread, spares), min_nodes, pinned, priority)
     return f
 
 
@@ -208,10 +214,70 @@ def test_pinned_copies_run_on_their_nodes_whatever_these_are_called_later():
 
 def test_a_pinned_model_without_its_nodes_says_so():
     f = settled(opened(fleet(a=45), SMALL, pinned=frozenset("b")))
-    assert (
-        f.cluster.pipelines[SMALL].why
-        == "none of the nodes that have joined is meant for it: a is none of the nodes that small is pinned to"
-    )
+    assert f.cluster.pipelines[SMALL].why == "it waits for node b"
+
+
+def test_a_pinned_model_of_which_some_nodes_are_there_and_too_small_says_for_whom_it_waits():
+    f = settled(opened(fleet(a=15, b=45), SMALL, pinned=frozenset("acd")))
+    why = f.cluster.pipelines[SMALL].why
+    assert "21.5 MiB needed" in why and why.endswith("; it waits for nodes c or d"), why
+    f.slots.append(NodeProfile("d", 45 * MB, 1e9, 1e12))
+    f.start(2)
+    settled(f)
+    assert "d" in names(f, SMALL) and f.cluster.awaited(SMALL) == ["c"]
+    f.cluster.rename(numbered(f, "a"), "e")
+    assert (f.cluster.pinned(SMALL), f.cluster.awaited(SMALL)) == ({"e", "c", "d"}, ["c"])
+
+
+# Priorities
+
+
+@pytest.mark.parametrize("first", [LARGE, SMALL])
+def test_the_room_of_a_node_that_joins_goes_to_the_higher_priority(first: PipelineId):
+    """Whichever was opened first, and however much it takes."""
+    for high in (LARGE, SMALL):
+        f = SharedFleet(Cluster("1", silence=8), profiles({"a": 45 * MB}))
+        for id in (first, SMALL if first == LARGE else LARGE):
+            opened(f, id, priority=5 if id == high else -5)
+        f.start(0)
+        settled(f)
+        assert [id for id in (LARGE, SMALL) if serves(f, id)] == [high]
+
+
+def test_the_room_that_a_model_leaves_goes_to_the_highest_priority_that_waits():
+    third = PipelineId("third")
+    f = settled(opened(fleet(a=45), LARGE, priority=10))
+    opened(f, SMALL)
+    f.open(third, Moves(model(layers=4, head=0), DEMAND), priority=1)
+    f.tick(1)
+    assert not serves(f, SMALL) and not serves(f, third)
+    f.close(LARGE)
+    settled(f)
+    assert serves(f, third) and not serves(f, SMALL)
+    f.close(third)
+    settled(f)
+    assert serves(f, SMALL)
+
+
+def test_of_models_that_lose_their_node_together_the_higher_priority_finds_room_first():
+    f = settled(opened(opened(fleet(a=70, b=45), SMALL, pinned=frozenset("ab")), LARGE, priority=1, pinned=frozenset("ab")))
+    if names(f, SMALL) != names(f, LARGE):
+        f.drain(numbered(f, "b"))
+        settled(f)
+        f.slots[1] = NodeProfile("b", 45 * MB, 1e9, 1e12)
+        f.start(1)
+    assert names(f, SMALL) == names(f, LARGE) == ["a"]
+    f.die(numbered(f, "a"), seen=True)
+    settled(f)
+    assert names(f, LARGE) == ["b"] and not serves(f, SMALL)
+
+
+def test_what_is_served_stays_whatever_is_opened_later():
+    """Only on demand is a model unloaded for another."""
+    f = settled(opened(fleet(a=45), SMALL))
+    settled(opened(f, LARGE, priority=100))
+    assert serves(f, SMALL) and not serves(f, LARGE)
+    assert "others have 21.5 MiB of a" in f.cluster.pipelines[LARGE].why
 
 
 # Nodes that are to leave
