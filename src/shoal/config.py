@@ -13,12 +13,12 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 from urllib.parse import urlsplit
 
 from shoal.address import is_loopback, parse_host
 from shoal.allowance import processors
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, ContradictorySettings
 from shoal.folders import cache_dir, data_dir, state_dir, user_path
 
 
@@ -97,6 +97,11 @@ def setting(default: Any, help: str, *, low: float | None = None, high: float | 
     return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
 
 
+def beside(default: Any) -> Any:
+    """A field that is not set by a flag, a variable or a key of its own."""
+    return dataclasses.field(default=default, metadata={"beside": True})
+
+
 def part(role: type[S]) -> Any:
     """A role that is part of another: its settings count as the other's."""
     return dataclasses.field(default_factory=role, metadata={"role": role})
@@ -106,6 +111,9 @@ def part(role: type[S]) -> Any:
 class Settings:
     """Base of the roles."""
 
+    _DASHES: ClassVar[str] = "--"
+    """Before the names of its fields, for people: most are flags."""
+
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
         for field in dataclasses.fields(self):
@@ -114,7 +122,7 @@ class Settings:
             if isinstance(kinds[field.name], type) and issubclass(kinds[field.name], enum.Enum):
                 self._choose(field.name, kinds[field.name])
             value, low, high = getattr(self, field.name), field.metadata.get("low"), field.metadata.get("high")
-            flag = "--" + field.name.replace("_", "-")
+            flag = self._DASHES + field.name.replace("_", "-")
             if value is None or isinstance(value, str | bool) or low is None:
                 continue
             if not (low <= value and (high is None or value <= high)):  # this also catches NaN
@@ -131,7 +139,7 @@ class Settings:
             raise ConfigError(f"--{name.replace('_', '-')} is one of {choices}, not '{getattr(self, name)}'") from None
 
     def check(self) -> None:
-        """Checks the fields together. Raises ConfigError."""
+        """Checks the fields together. Raises ConfigError; ContradictorySettings for what is wrong only because of another field."""
 
     def _check_host(self, name: str) -> None:
         """Converts a host to its stored form. Raises ConfigError."""
@@ -382,6 +390,60 @@ class ApiSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings(Settings):
+    """How one model is served: keys of [models.NAME] in the configuration file. What is not set there is as for all models."""
+
+    _DASHES: ClassVar[str] = ""
+
+    engine: EngineSettings = part(EngineSettings)
+
+    replicas: int = setting(1, "Copies of the model, on different nodes; as many as the nodes have memory for.", low=1, high=64)
+    priority: int = setting(
+        0,
+        "Where memory is short, models of a higher priority are placed first; none is unloaded on demand for one of a lower priority.",
+        low=-100,
+        high=100,
+    )
+    nodes: str = setting("", "Names of the only nodes that may serve it, separated by commas; empty: all.")
+    batch_size: int = setting(
+        0, "Sequences that are gathered before all of them are admitted; needs batch-delay; 0: as many as slots.", low=0, high=4096
+    )
+    batch_delay: float = setting(
+        0.0, "Most seconds that a sequence waits for others, to be admitted with them; 0: each is admitted at once.", low=0, high=60
+    )
+
+    def check(self) -> None:
+        if self.nodes and not self.pinned:
+            raise ConfigError(f"nodes are names of nodes, separated by commas, not '{self.nodes}'")
+        for name in self.pinned:
+            if not name.isprintable():
+                raise ConfigError(f"{name!r} is no node's name")
+        if self.batch_size and not self.batch_delay:
+            raise ContradictorySettings("batch-size gathers sequences for at most batch-delay seconds: set that, too")
+        if self.batch_size > self.engine.slots:
+            raise ContradictorySettings(f"batch-size {self.batch_size} would never be reached: slots is {self.engine.slots}")
+
+    @property
+    def pinned(self) -> frozenset[str]:
+        """Names of the only nodes that may serve it; empty: all."""
+        return frozenset(name for part in self.nodes.split(",") if (name := part.strip()))
+
+    @property
+    def gathered(self) -> int:
+        """Sequences that are gathered before all of them are admitted; see batch_delay."""
+        return self.batch_size or self.engine.slots
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+    """What the configuration file says of one model. name: as it stands there. where: for people. values: by field of ModelSettings."""
+
+    name: str
+    where: str
+    values: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadSettings(Settings):
     """The head: the API, the scheduler and the cluster's membership."""
 
@@ -422,6 +484,18 @@ class HeadSettings(Settings):
     resume: float = setting(60.0, "Seconds in which a client that named its request may come back for the answer.", low=0, high=86400)
     wait: float = setting(600.0, "Seconds that running requests wait for nodes when too few are left.", low=0, high=1e6)
 
+    sections: tuple[ModelSection, ...] = beside(())
+    """Of single models."""
+
+    def of_model(self, section: ModelSection | None) -> ModelSettings:
+        """How a model is served. section: what is said of it alone; None: nothing. Raises ConfigError."""
+        if section is None:
+            return composed(ModelSettings, values_of(self))
+        try:
+            return composed(ModelSettings, {**values_of(self), **section.values})
+        except ConfigError as error:
+            raise ConfigError(f"{section.where}: {error}") from None
+
     @property
     def models(self) -> list[str]:
         """What --model names, the default first."""
@@ -445,15 +519,17 @@ class HeadSettings(Settings):
     def check(self) -> None:
         self._check_host("host")
         if self.secure and self.unprotected:
-            raise ConfigError("--secure and --unprotected exclude each other")
+            raise ContradictorySettings("--secure and --unprotected exclude each other")
         if self.min_memory:
             parse_bytes(self.min_memory)
         if self.idle and not self.on_demand:
-            raise ConfigError("--idle unloads models that requests load again: it needs --on-demand")
+            raise ContradictorySettings("--idle unloads models that requests load again: it needs --on-demand")
         if self.spares >= self.max_nodes:
-            raise ConfigError(f"--spares {self.spares} leaves no node to serve: --max-nodes is {self.max_nodes}")
+            raise ContradictorySettings(f"--spares {self.spares} leaves no node to serve: --max-nodes is {self.max_nodes}")
         if self.state_folder is not None and self.state_folder.exists() and not self.state_folder.is_dir():
             raise ConfigError(f"--state {self.state} is a file; name a folder, or none")
+        for section in self.sections:
+            self.of_model(section)
 
     @property
     def state_folder(self) -> Path | None:
@@ -484,7 +560,7 @@ def settings_of(role: type[Settings]) -> list[Setting]:
     for field in dataclasses.fields(role):
         if "role" in field.metadata:
             found += settings_of(field.metadata["role"])
-        else:
+        elif "beside" not in field.metadata:
             found.append(Setting(field.name, kinds[field.name], field.default, field.metadata["help"], role))
     return found
 
@@ -494,7 +570,8 @@ def values_of(settings: Settings) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        values.update(values_of(value) if isinstance(value, Settings) else {field.name: value})
+        if "beside" not in field.metadata:
+            values.update(values_of(value) if isinstance(value, Settings) else {field.name: value})
     return values
 
 

@@ -4,6 +4,7 @@
     [head]                  # `up` and `serve`, and what the others start here
     [node]                  # `join`, and the nodes that others start here
     [client]                # `run`, `chat`, `batch` and `nodes`
+    [models.NAME]           # one model of `up` and `serve`
 
 Every key and value is checked when the file is read, so that any command reports a mistake with its line.
 """
@@ -12,16 +13,19 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from shoal.errors import ConfigError
 from shoal.spelling import suggestion
 
+MODELS = "models"
+"""The section that holds one for each model. The section of one is called MODELS, a dot, and the model's name."""
 _LARGEST = 1 << 20  # bytes
 _WORDS: dict[type[Any], str] = {bool: "true or false", int: "a whole number", float: "a number", str: 'text in quotes, like "…"'}
 
@@ -58,7 +62,23 @@ class FileKey:
 
 
 Sections = Mapping[str, Mapping[str, FileKey]]
-"""The keys of each section by name; those before any section under ''."""
+"""The keys of each section by name; those before any section under ''; those of every model under MODELS."""
+
+
+def keys_of(sections: Sections, section: str) -> Mapping[str, FileKey]:
+    return sections[MODELS if _model(section) else section]
+
+
+def header(section: str) -> str:
+    """As it is written in the file: '[head]', '[models."org/model:Q8_0"]'."""
+    if (name := _model(section)) is None:
+        return f"[{MODELS}.NAME]" if section == MODELS else f"[{section}]"
+    return f"[{MODELS}.{name}]" if re.fullmatch(r"[\w-]+", name, re.ASCII) else f"[{MODELS}.{json.dumps(name, ensure_ascii=False)}]"
+
+
+def _model(section: str) -> str | None:
+    """The model that a section is about; None: it is about none alone."""
+    return section.removeprefix(f"{MODELS}.") if section.startswith(f"{MODELS}.") else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +98,11 @@ class ConfigFile:
         """Values by key."""
         return {key: entry.value for (section, key), entry in self._entries.items() if section == name}
 
+    @property
+    def models(self) -> list[str]:
+        """Names of the models that have a section with keys."""
+        return [*dict.fromkeys(name for section, _ in self._entries if (name := _model(section)) is not None)]
+
     def where(self, section: str, key: str) -> str | None:
         """'FILE:LINE'; None if the file does not set it."""
         entry = self._entries.get((section, key))
@@ -85,7 +110,7 @@ class ConfigFile:
 
     def warning(self, sections: Sections) -> str:
         """A warning about secrets in a file that users other than its owner can read; '' if there are none."""
-        held = [key for (section, key), entry in self._entries.items() if _secret(sections[section][key], entry.value)]
+        held = [key for (section, key), entry in self._entries.items() if _secret(keys_of(sections, section)[key], entry.value)]
         if not held or not self.path.stat().st_mode & 0o077:
             return ""
         return f"{self.path} holds {', '.join(held)}, and other users can read it: chmod 600 {self.path}"
@@ -125,17 +150,17 @@ def _entries(
     for name, value in tables.items():
         if not isinstance(value, dict):
             said.append(("", name, value))
+        elif name == MODELS:
+            said += _of_models(path, value, at, sections[MODELS])  # pyright: ignore[reportUnknownArgumentType]
         elif name in sections:
             said += [(name, key, inner) for key, inner in value.items()]  # pyright: ignore[reportUnknownVariableType]
         else:
-            line = at.get(("", name), 1)
             known = [known for known in sections if known]
-            near = suggestion(name, known) or f"; there are {', '.join(f'[{known}]' for known in known)}"
-            raise ConfigError(f"{path}:{line}: there is no section [{name}]{near}")
+            near = suggestion(name, known) or f"; there are {', '.join(map(header, known))}"
+            raise ConfigError(f"{path}:{_line(at, '', name)}: there is no section [{name}]{near}")
     entries: dict[tuple[str, str], ConfigEntry] = {}
     for section, key, value in said:
-        line = at.get((section, key), at.get(("", section), 1))
-        known = sections[section].get(key)
+        line, known = _line(at, section, key), keys_of(sections, section).get(key)
         if known is None:
             raise ConfigError(f"{path}:{line}: {_unknown(section, key, sections)}")
         try:
@@ -150,12 +175,45 @@ def _entries(
     return entries
 
 
+def _of_models(
+    path: Path, models: Mapping[str, Any], at: Mapping[tuple[str, str], int], keys: Collection[str]
+) -> Iterator[tuple[str, str, Any]]:
+    """Section, key and value of all that is said of single models. Raises ConfigError."""
+    for name, values in models.items():
+        section = f"{MODELS}.{name}"
+        if not isinstance(values, dict) or not name:
+            where = f"{path}:{_line(at, MODELS, name)}"
+            raise ConfigError(f"{where}: [{MODELS}] holds a section for each model: {header(MODELS)}")
+        for key, value in cast("dict[str, Any]", values).items():
+            if isinstance(value, dict) and key not in keys:
+                dotted = ".".join([section, *_nested(key, value)])  # pyright: ignore[reportUnknownArgumentType]
+                raise ConfigError(f"{path}:{_line(at, '', dotted)}: a name with a dot needs quotes: {header(dotted)}")
+            yield section, key, value
+
+
+def _nested(key: str, value: dict[str, Any]) -> Iterator[str]:
+    """The names of the first tables within one another."""
+    yield key
+    for name, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _nested(name, inner)  # pyright: ignore[reportUnknownArgumentType]
+            return
+
+
+def _line(at: Mapping[tuple[str, str], int], section: str, key: str) -> int:
+    """Of a key, or else of what it is in."""
+    inner = _model(section)
+    places = ((section, key), ("", section), *([] if inner is None else [(MODELS, inner), ("", MODELS)]))
+    return next((at[place] for place in places if place in at), 1)
+
+
 def _unknown(section: str, key: str, sections: Sections) -> str:
-    here = f"[{section}] has no key '{key}'" if section else f"there is no key '{key}' outside of the sections"
-    if near := suggestion(key, sections[section]):
+    here = f"{header(section)} has no key '{key}'" if section else f"there is no key '{key}' outside of the sections"
+    known = keys_of(sections, section)
+    if homes := [name for name in sections if key in sections[name]]:
+        return here + "; it belongs " + " or ".join(f"under {header(name)}" if name else "before the first section" for name in homes)
+    if near := suggestion(key, known):
         return here + near
-    if homes := [name for name in sections if name != section and key in sections[name]]:
-        return here + "; it belongs " + " or ".join(f"under [{name}]" if name else "before the first section" for name in homes)
     return here + suggestion(key, {key for name in sections for key in sections[name]}) + "; `shoal config show` lists them"
 
 
@@ -178,24 +236,38 @@ def _shown(value: Any) -> str:
     return repr(value) if isinstance(value, str | int | float) else f"a TOML {type(value).__name__}"
 
 
-_HEADER = re.compile(r"\s*\[\s*[\"']?([\w-]+)[\"']?\s*\]")
-_ASSIGNED = re.compile(r"\s*[\"']?([\w-]+)[\"']?(?:\s*\.\s*[\"']?([\w-]+)[\"']?)?\s*=")
+_PART = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*')"""
+_NAME = rf"({_PART}(?:\s*\.\s*{_PART})*)"
+_HEADER = re.compile(rf"\s*\[\s*{_NAME}\s*\]")
+_ASSIGNED = re.compile(rf"\s*{_NAME}\s*=")
+
+
+def _parts(name: str) -> list[str]:
+    """'models."a.b"' → ['models', 'a.b']. Raises TOMLDecodeError."""
+    inner: Any = tomllib.loads(f"{name} = 0")
+    parts: list[str] = []
+    while inner:
+        (part,) = inner
+        parts.append(part)
+        inner = inner[part]
+    return parts
 
 
 def lines(text: str) -> dict[tuple[str, str], int]:
     """The line of each key, by section, and of each section under ''; tomllib does not report them. Text must be TOML."""
     found: dict[tuple[str, str], int] = {}
-    section, inside = "", ""
+    section: list[str] = []
+    inside = ""
     for number, row in enumerate(text.splitlines(), 1):
         if not inside:
-            if header := _HEADER.match(row):
-                section = header[1]
-                found.setdefault(("", section), number)
+            if head := _HEADER.match(row):
+                section = _parts(head[1])
+                found.setdefault(("", ".".join(section)), number)
             elif assigned := _ASSIGNED.match(row):
-                first, second = assigned[1], assigned[2]
-                found.setdefault((section, first), number)
-                if second and not section:
-                    found.setdefault((first, second), number)
+                names = _parts(assigned[1])
+                for count in range(1, len(names) + 1):
+                    *outer, key = [*section, *names[:count]]
+                    found.setdefault((".".join(outer), key), number)
         for mark in ('"""', "'''"):
             if inside in ("", mark) and row.count(mark) % 2:
                 inside = "" if inside else mark

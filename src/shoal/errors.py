@@ -16,6 +16,7 @@
     │   ├── NoRoom                 a file that is too large, or one too many: HTTP 413
     │   ├── NotCached              a request that only a kept answer may answer, and there is none: HTTP 504
     │   ├── ConfigError            a setting or flag
+    │   │   └── ContradictorySettings  valid one by one, and not together
     │   ├── PairingRefused         the head does not let a node in (says why)
     │   ├── UnknownModel           no such model here: HTTP 404
     │   └── UnsupportedModel       an architecture, format or quantisation that shoal does not run
@@ -148,6 +149,10 @@ class NotCached(UserError):
 
 class ConfigError(UserError):
     """An invalid setting."""
+
+
+class ContradictorySettings(ConfigError):
+    """Settings that are valid one by one, and not together."""
 
 
 class PairingRefused(UserError):

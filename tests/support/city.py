@@ -19,6 +19,7 @@ from shoal.node.observer import Served
 from shoal.node.pipeline_runner import PipelineRunner
 from shoal.pipeline.token_stream import TokenStream
 from shoal.request import Request, TokenChunk
+from shoal.scheduler.limits import ALONE, Batching
 from shoal.telemetry.metrics import Metrics, ModelMetrics
 from shoal.testing import toy
 from shoal.testing.network import Host, Network, SimWorld
@@ -28,9 +29,18 @@ from tests.support.town import Place
 class ToyOffer(ModelOffer):
     """A toy model of so many layers, which decide its tokens."""
 
-    def __init__(self, place: Place, name: str, layers: int, replicas: int = 1, pinned: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        place: Place,
+        name: str,
+        layers: int,
+        replicas: int = 1,
+        pinned: Sequence[str] = (),
+        priority: int = 0,
+        batching: Batching = ALONE,
+    ) -> None:
         description = Description(name, name, Path(name), toy.spec(layers), None, None)
-        super().__init__(description, place.settings.engine, replicas, frozenset(pinned))
+        super().__init__(description, place.settings.engine, replicas, frozenset(pinned), priority, batching)
 
 
 class ToyEngine(ModelEngine):
@@ -46,7 +56,17 @@ class ToyEngine(ModelEngine):
         self._metrics = metrics.models[name] = ModelMetrics(name)
         self._experts = {}
         self._log = None
-        self.served = Served(name, name, toy.cost(len(offer.model.spec.layers)), offer.engine.context, offer.engine, offer.pinned)
+        cost = toy.cost(len(offer.model.spec.layers))
+        self.served = Served(
+            name,
+            name,
+            cost,
+            offer.engine.context,
+            offer.engine,
+            offer.pinned,
+            priority=offer.priority,
+            batching=offer.batching,
+        )
         for number in range(1, offer.replicas + 1):
             self.open(number)
 
@@ -91,8 +111,10 @@ class City(Place):
         self.head = self._head()
         await self.head.start()
 
-    def serve(self, name: str, layers: int, replicas: int = 1, pinned: Sequence[str] = ()) -> ModelEngine:
-        return self.head.serve(ToyOffer(self, name, layers, replicas, pinned))
+    def serve(
+        self, name: str, layers: int, replicas: int = 1, pinned: Sequence[str] = (), priority: int = 0, batching: Batching = ALONE
+    ) -> ModelEngine:
+        return self.head.serve(ToyOffer(self, name, layers, replicas, pinned, priority, batching))
 
     def layers(self, engine: ModelEngine) -> int:
         return len(engine.model.spec.layers)

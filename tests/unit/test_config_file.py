@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shoal.cli.configuration import _commented
 from shoal.cli.options import sections
-from shoal.config import HeadSettings, KvType, NodeSettings, from_environment, settings_of
-from shoal.config_file import ConfigFile, lines, read
+from shoal.config import HeadSettings, KvType, ModelSection, ModelSettings, NodeSettings, Precision, from_environment, settings_of
+from shoal.config_file import ConfigFile, header, lines, read
 from shoal.errors import ConfigError
 
 
@@ -83,6 +85,27 @@ def test_no_file_says_nothing_unless_it_was_named(tmp_path: Path) -> None:
         ("[head]\nmodel = tinyllama", 2, "this is not TOML: .*; write text in quotes"),
         ("[head]\nport = 1\nport = 2", 3, "this is not TOML"),
         ("[head", 1, "this is not TOML"),
+        ("[models.x]\ncontex = 1", 2, r"\[models\.x\] has no key 'contex' \(did you mean 'context'\?\)"),
+        ('\n[models."org/x:Q8_0"]\ncontex = 1', 3, r'\[models\."org/x:Q8_0"\] has no key \'contex\''),
+        ("[models.x]\nport = 1", 2, r"\[models\.x\] has no key 'port'; it belongs under \[head\]"),
+        ("[models.x]\nmodel = 'y'", 2, r"has no key 'model'; it belongs under \[head\]"),
+        ("[head]\npriority = 1", 2, r"\[head\] has no key 'priority'; it belongs under \[models\.NAME\]"),
+        ("[models.x]\ncontext = 'much'", 2, "context is a whole number, not 'much'"),
+        ("[models.x]\ncontext = {a = 1}", 2, "context is a whole number, not a TOML dict"),
+        ("[models.x]\n\ncontext = 4", 3, "--context must be at least 16"),
+        ("[models.x]\npriority = 101", 2, "priority must be at least -100 and at most 100, not 101"),
+        ("[models.x]\nreplicas = 0", 2, "replicas must be at least 1"),
+        ("[models.x]\nbatch-delay = -1", 2, "batch-delay must be at least 0"),
+        ("[models.x]\nnodes = 2", 2, "nodes is text in quotes"),
+        ("[models.x]\nnodes = ' , '", 2, "nodes are names of nodes, separated by commas"),
+        ('[models.x]\nnodes = "a\\u0007"', 2, "is no node's name"),
+        ("[models.x]\nchat-template = 'none.jinja'", 2, "--chat-template none.jinja is not a file"),
+        ("[models]\ncontext = 64", 2, r"\[models\] holds a section for each model: \[models\.NAME\]"),
+        ('[models.""]\ncontext = 64', 1, r"\[models\] holds a section for each model"),
+        ("[model.x]\ncontext = 64", 1, r"there is no section \[model\] \(did you mean 'models'\?\)"),
+        ("\n[models.qwen2.5-coder-1.5b]\ncontext = 64", 2, r'a name with a dot needs quotes: \[models\."qwen2\.5-coder-1\.5b"\]'),
+        ("[models.a.b]\ncontext = 64\n[models.a.c]\ncontext = 64", 1, r'a name with a dot needs quotes: \[models\."a\.b"\]'),
+        ("[models.x]\ncontext = 64\n[models.x]", 3, "this is not TOML"),
     ],
 )
 def test_a_mistake_is_told_with_its_line_and_what_to_do(tmp_path: Path, text: str, line: int, told: str) -> None:
@@ -110,6 +133,61 @@ def test_lines_are_found_past_strings_of_several_lines() -> None:
     assert ("head", "port") not in found
 
 
+MODELS_OF = """\
+[models.plain]
+context = 512
+precision = "q8"
+nodes = "desk, attic"
+
+["models"."org/Repo:Q4_K_M"]   # a comment
+priority = -3
+batch-size = 4
+batch-delay = 1
+
+[ models . 'file.gguf' ]
+kv-type = "fp32"
+"""
+
+
+def test_sections_of_models_are_read_by_their_names_with_their_lines(tmp_path: Path) -> None:
+    file = written(tmp_path, MODELS_OF)
+    assert file.models == ["plain", "org/Repo:Q4_K_M", "file.gguf"]
+    assert file.section("models.plain") == {"context": 512, "precision": Precision.Q8, "nodes": "desk, attic"}
+    assert file.section("models.org/Repo:Q4_K_M") == {"priority": -3, "batch-size": 4, "batch-delay": 1.0}
+    assert file.section("models.file.gguf") == {"kv-type": KvType.FP32}
+    for section, key, line in (("plain", "nodes", 4), ("org/Repo:Q4_K_M", "batch-size", 8), ("file.gguf", "kv-type", 12)):
+        assert file.where(f"models.{section}", key) == f"{tmp_path / 'config.toml'}:{line}"
+
+
+@pytest.mark.parametrize(
+    "text", ["models.x.context = 64", "[models]\nx.context = 64", "[models]\nx = {context = 64}", '["models"]\n"x" = {"context" = 64}']
+)
+def test_toml_has_several_ways_to_write_a_section(tmp_path: Path, text: str) -> None:
+    file = written(tmp_path, text)
+    assert file.section("models.x") == {"context": 64}
+    assert file.where("models.x", "context") == f"{tmp_path / 'config.toml'}:{len(text.splitlines())}"
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=20))
+def test_a_model_may_have_any_name_and_its_header_is_shown_as_it_may_be_written(
+    tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
+    written_as = header(f"models.{name}")
+    file = written(tmp_path_factory.mktemp("names"), f"\n{written_as}\npriority = 7\n")
+    assert file.models == [name] and file.section(f"models.{name}") == {"priority": 7}
+    assert (file.where(f"models.{name}", "priority") or "").endswith("config.toml:3")
+
+
+def test_settings_that_go_together_may_be_set_in_any_order(tmp_path: Path) -> None:
+    """Each is wrong without the others, which may also be set elsewhere."""
+    file = written(tmp_path, "[head]\nidle = 900\non-demand = true\n[models.x]\nbatch-size = 64\nbatch-delay = 0.1\nslots = 64\n")
+    head = from_environment(HeadSettings, {}, {}, {k.replace("-", "_"): v for k, v in file.section("head").items()})
+    values = {key.replace("-", "_"): value for key, value in file.section("models.x").items()}
+    assert (head.idle, head.of_model(ModelSection("x", "here", values)).gathered) == (900, 64)
+    with pytest.raises(ConfigError, match="needs --on-demand"):
+        from_environment(HeadSettings, {}, {}, {"idle": 900.0})
+
+
 def test_the_command_line_goes_before_the_environment_and_that_before_the_file() -> None:
     file = {"slots": 3, "queue": 4, "context": 64, "of_another_role": 1}
     settings = from_environment(HeadSettings, {"slots": 9}, {"SHOAL_SLOTS": "8", "SHOAL_QUEUE": "7"}, file)
@@ -121,7 +199,9 @@ def test_every_setting_of_a_role_has_its_key_and_its_help() -> None:
     for section, role in (("head", HeadSettings), ("node", NodeSettings)):
         for setting in settings_of(role):
             assert known[section][setting.name.replace("_", "-")].default == setting.default
-    assert all(key.help and key.variables for keys in known.values() for key in keys.values())
+    for setting in settings_of(ModelSettings):
+        assert setting.name == "model" or known["models"][setting.name.replace("_", "-")].default == setting.default
+    assert all(key.help and (key.variables or name == "models") for name, keys in known.items() for key in keys.values())
 
 
 def test_the_file_to_begin_with_sets_nothing_and_is_right_when_all_of_it_is_set(tmp_path: Path) -> None:
@@ -130,7 +210,9 @@ def test_the_file_to_begin_with_sets_nothing_and_is_right_when_all_of_it_is_set(
     everything = re.sub(r"^# ([\w-]+ = )", r"\1", text, flags=re.MULTILINE)
     everything = everything.replace("nodes = 0", "nodes = 1")
     file = written(tmp_path, everything)
-    assert {name: set(file.section(name)) for name in sections()} == {name: set(keys) for name, keys in sections().items()}
+    (model,) = file.models
+    said = {name: set(file.section(f"models.{model}" if name == "models" else name)) for name in sections()}
+    assert said == {name: set(keys) for name, keys in sections().items()}
     assert from_environment(HeadSettings, {}, {}, {k.replace("-", "_"): v for k, v in file.section("head").items()}) == HeadSettings()
 
 

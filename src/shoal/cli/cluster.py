@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from shoal.gateway.server import listening
 from shoal.launch.keys import head_credentials
 from shoal.launch.local import local_cluster
 from shoal.models.description import Description, listed
+from shoal.models.sections import section_of
 from shoal.node.daemon_thread import in_daemon_thread
 from shoal.node.head import Head
 from shoal.node.host_environment import HostEnvironment
@@ -88,7 +88,7 @@ async def offered(settings: HeadSettings, stop: asyncio.Event) -> list[ModelOffe
             return None
         if any(model.name == other.model.name for other in offers):
             raise ConfigError(f"--model names {model.name} twice; for several copies of it use --replicas")
-        offers.append(ModelOffer(model, dataclasses.replace(settings.engine, model=name), settings.replicas))
+        offers.append(ModelOffer.of(model, name, settings.of_model(section_of(settings.sections, name))))
     return offers
 
 

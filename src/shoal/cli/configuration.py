@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
-from shoal.cli.options import Json, flag, known_variables, loaded, of_file, sections
-from shoal.config import HeadSettings, NodeSettings, from_environment, values_of, variable, variables
-from shoal.config_file import ConfigFile, FileKey
+from shoal.cli.options import Json, flag, known_variables, loaded, of_file, of_models, sections
+from shoal.config import EngineSettings, HeadSettings, NodeSettings, from_environment, values_of, variable, variables
+from shoal.config_file import MODELS, ConfigFile, FileKey, header
 from shoal.errors import ConfigError
 from shoal.folders import config_file
 from shoal.spelling import suggestion
@@ -24,6 +25,8 @@ _SECTIONS = {
     "head": "shoal up and shoal serve; its model settings hold for what run, chat, batch, plan and bench start here, too.",
     "node": "shoal join. What it says of the machine (memory, threads, runtime, journal, share, isa) holds for nodes that other commands start here, too.",
     "client": "shoal run, chat, batch and nodes: whom they ask, and how.",
+    MODELS: "One model of shoal up and shoal serve, by its name or reference; a section for each. What is not set here is as in [head]. Flags "
+    "override it; variables and [head] do not.",
 }
 
 Changed = Annotated[bool, flag("--changed", "Only settings that the file or the environment sets.")]
@@ -75,12 +78,14 @@ def init() -> None:
 
 def _rows(file: ConfigFile) -> Iterator[dict[str, Any]]:
     """Raises ConfigError for a variable that cannot be read, and for contradictory settings."""
+    head = replace(from_environment(HeadSettings, {}, file=of_file(HeadSettings)), sections=of_models())
     roles = {
-        "head": values_of(from_environment(HeadSettings, {}, file=of_file(HeadSettings))),
+        "head": values_of(head),
         "node": values_of(from_environment(NodeSettings, {}, file=of_file(NodeSettings))),
     }
-    for section, keys in sections().items():
-        for name, key in keys.items():
+    known = sections()
+    for section, keys in known.items():
+        for name, key in keys.items() if section != MODELS else ():
             value, source, where = key.default, "default", None
             if (named := next((v for v in key.variables if variable(v) is not None), None)) is not None:
                 value, source, where = variable(named), "environment", named
@@ -89,6 +94,11 @@ def _rows(file: ConfigFile) -> Iterator[dict[str, Any]]:
             if source != "default":
                 value = roles.get(section, {}).get(name.replace("-", "_"), value)
             yield {"section": section, "key": name, "value": _masked(key, value), "source": source, "where": where}
+    for model in file.models:
+        section = f"{MODELS}.{model}"
+        for name, value in file.section(section).items():
+            shown = _masked(known[MODELS][name], value)
+            yield {"section": section, "key": name, "value": shown, "source": "file", "where": file.where(section, name)}
 
 
 def _masked(key: FileKey, value: Any) -> Any:
@@ -104,7 +114,7 @@ def _masked(key: FileKey, value: Any) -> Any:
 def _short(row: dict[str, Any]) -> dict[str, Any]:
     """The row for people."""
     value = row["value"]
-    section = f"[{row['section']}]" if row["section"] else ""
+    section = header(row["section"]) if row["section"] else ""
     return {"section": section, "key": row["key"], "value": "" if value is None else _toml(value), "from": row["where"] or "default"}
 
 
@@ -121,7 +131,7 @@ def _commented() -> Iterator[str]:
         yield ""
         yield from textwrap.wrap(_SECTIONS[section], 118, initial_indent="# ", subsequent_indent="# ")
         if section:
-            yield f"[{section}]"
+            yield f"[{MODELS}.{EngineSettings.model}]" if section == MODELS else f"[{section}]"
         for name, key in keys.items():
             yield ""
             yield from textwrap.wrap(key.help, 118, initial_indent="# ", subsequent_indent="# ")

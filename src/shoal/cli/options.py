@@ -6,10 +6,12 @@ a client's under [client]. `--help` loads only this module and `commands`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +24,8 @@ from shoal.config import (
     ApiSettings,
     EngineSettings,
     HeadSettings,
+    ModelSection,
+    ModelSettings,
     NodeSettings,
     RuntimeName,
     Setting,
@@ -30,8 +34,8 @@ from shoal.config import (
     from_environment,
     settings_of,
 )
-from shoal.config_file import ConfigFile, FileKey, Sections, read
-from shoal.errors import ConfigError
+from shoal.config_file import MODELS, ConfigFile, FileKey, Sections, header, read
+from shoal.errors import ConfigError, ContradictorySettings
 from shoal.folders import config_file, config_is_named
 
 _PANELS: dict[type[Settings], str] = {EngineSettings: "Model", ApiSettings: "API", HeadSettings: "Cluster"}
@@ -159,6 +163,7 @@ def sections() -> Sections:
         "head": {**_of_role(HeadSettings), **_KEYS["head"]},
         "node": _of_role(NodeSettings),
         "client": {"model": model, **_KEYS["client"]},
+        MODELS: {name: replace(key, variables=()) for name, key in _of_role(ModelSettings).items() if name != "model"},
     }
 
 
@@ -168,12 +173,18 @@ def _of_role(role: type[Settings]) -> dict[str, FileKey]:
             setting.kind,
             setting.help,
             setting.default,
-            lambda value, name=setting.name: composed(role, {name: value}),
+            functools.partial(_alone, role, setting.name),
             setting.name in ("code",),
             ("SHOAL_" + setting.name.upper(),),
         )
         for setting in settings_of(role)
     }
+
+
+def _alone(role: type[Settings], name: str, value: Any) -> None:
+    """Checks one value. Others may be set elsewhere: all are checked together when they are known. Raises ConfigError."""
+    with contextlib.suppress(ContradictorySettings):
+        composed(role, {name: value})
 
 
 def known_variables() -> set[str]:
@@ -197,6 +208,19 @@ def of_file(role: type[Settings]) -> dict[str, Any]:
     return {key.replace("-", "_"): value for key, value in loaded().section(section).items()}
 
 
+def of_models(typed: Collection[str] = ()) -> tuple[ModelSection, ...]:
+    """What the configuration file says of single models. typed: fields that the command line sets, which goes before it. Raises
+    ConfigError."""
+    file, found = loaded(), list[ModelSection]()
+    for name in file.models:
+        section = f"{MODELS}.{name}"
+        values = file.section(section)
+        where = f"{file.where(section, next(iter(values)))}: {header(section)}"
+        fields = {key.replace("-", "_"): value for key, value in values.items()}
+        found.append(ModelSection(name, where, {field: value for field, value in fields.items() if field not in typed}))
+    return tuple(found)
+
+
 def from_file(context: typer.Context, parameter: str, section: str, value: Any) -> Any:
     """An option's value: the file's if neither the command line nor the environment sets it. Raises ConfigError."""
     return value if said(context, parameter) else loaded().section(section).get(parameter.replace("_", "-"), value)
@@ -206,6 +230,12 @@ def said(context: typer.Context, parameter: str) -> bool:
     """Whether the command line or the environment sets an option."""
     source = context.get_parameter_source(parameter)
     return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
+
+
+def _typed(context: typer.Context, parameter: str) -> bool:
+    """Whether the command line sets an option."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _derived(setting: Setting, several: bool) -> inspect.Parameter:
@@ -261,7 +291,10 @@ def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callab
                     values[name] = file.section(section).get(key, values[name])
             if wants_context:
                 values["typed"] = typed
-            return command(settings=from_environment(role, given, file=of_file(role)), **values)
+            chosen = from_environment(role, given, file=of_file(role))
+            if isinstance(chosen, HeadSettings):
+                chosen = replace(chosen, sections=of_models([name for name in given if _typed(typed, name)]))
+            return command(settings=chosen, **values)
 
         derived = [_derived(setting, several and setting.name == "model") for setting in offered]
         context = [] if wants_context else [inspect.Parameter("typed", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]

@@ -85,6 +85,8 @@ def served(asking: ChatOptions, as_json: bool) -> None:
             "copies": f"{one.serving}/{one.replicas}",
             "context": one.context,
             "quantization": one.quantization,
+            "priority": one.priority,
+            "nodes": plain(", ".join(name if name not in one.absent else f"{name} (absent)" for name in one.nodes) or "all"),
             "can": ", ".join(one.can),
             "aliases": plain(", ".join(_aliases(view, one)) or "-"),
         }

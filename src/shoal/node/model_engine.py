@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from time import time
@@ -12,7 +12,7 @@ from urllib.parse import quote
 import structlog
 
 from shoal import __version__
-from shoal.config import EngineSettings, HeadSettings
+from shoal.config import EngineSettings, HeadSettings, ModelSettings
 from shoal.control import messages as control
 from shoal.errors import InvalidRequest, NotReady, QueueFull, ShoalError
 from shoal.executor.cost import model_cost
@@ -30,6 +30,7 @@ from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
 from shoal.pipeline_id import PipelineId
 from shoal.request import Request, RequestId, TokenChunk
+from shoal.scheduler.limits import ALONE, Batching
 from shoal.telemetry.metrics import Metrics, ModelMetrics, PipelineMetrics
 from shoal.text.tokenizer import Tokenizer
 
@@ -52,8 +53,18 @@ class ModelOffer:
     replicas: int = 1
     pinned: frozenset[str] = frozenset()
     """Names of the nodes that may serve it; empty: all."""
+    priority: int = 0
+    """Those of a higher one come first where memory is short."""
+    batching: Batching = ALONE
     tokenizer: Tokenizer | None = None
     """If it is open already: a large one takes half a second, in which a head that runs would do nothing else."""
+
+    @classmethod
+    def of(cls, model: Description, reference: str, settings: ModelSettings) -> ModelOffer:
+        """reference: as it was asked for."""
+        engine = replace(settings.engine, model=reference)
+        batching = Batching(settings.gathered, settings.batch_delay)
+        return cls(model, engine, settings.replicas, settings.pinned, settings.priority, batching)
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,18 @@ class ModelEngine:
         self._experts = {layer: part.count for layer, part in parts.items() if isinstance(part, Experts)}
         cost = model_cost(model.spec, model.weights, engine.precision, engine.kv_type, engine.step_tokens)
         context = min(engine.context, model.spec.context)
-        self.served = Served(model.name, model.reference, cost, context, engine, offer.pinned, model.manifest, model.files)
+        self.served = Served(
+            model.name,
+            model.reference,
+            cost,
+            context,
+            engine,
+            offer.pinned,
+            model.manifest,
+            model.files,
+            offer.priority,
+            offer.batching,
+        )
         self._log: RequestLog | None = None
         for number in range(1, offer.replicas + 1):
             self.open(number)
@@ -184,6 +206,16 @@ class ModelEngine:
     def touch(self) -> None:
         """Somebody asks for it."""
         self.used = self._coordinator.now()
+
+    @property
+    def pinned(self) -> frozenset[str]:
+        """Names of the nodes that may serve it, as they are called now; empty: all."""
+        return self._coordinator.cluster.pinned(self.copies.first.pipeline.id)
+
+    @property
+    def awaited(self) -> list[str]:
+        """Names of those of them that are not there."""
+        return self._coordinator.cluster.awaited(self.copies.first.pipeline.id)
 
     @property
     def busy(self) -> bool:

@@ -14,6 +14,7 @@ from shoal.config import HeadSettings
 from shoal.errors import CapacityError, ConfigError, NotReady, ShoalError, UnknownModel
 from shoal.models.description import describe, listed
 from shoal.models.inventory import inventory
+from shoal.models.sections import section_of
 from shoal.models.sources import public_name
 from shoal.node.daemon_thread import in_daemon_thread
 from shoal.node.head import Head
@@ -33,11 +34,11 @@ _PATIENCE = 3.0  # seconds for which a model may find no room before another one
 
 async def offered(reference: str, settings: HeadSettings) -> ModelOffer:
     """The model, fetched where it is not on this machine, and read. Raises ShoalError, OSError."""
-    engine = dataclasses.replace(settings.engine, model=reference)
 
     def work() -> ModelOffer:
         model = listed(describe(reference), not is_loopback(settings.host))
-        return ModelOffer(model, engine, settings.replicas, tokenizer=tokenizer_of(model, engine, settings))
+        offer = ModelOffer.of(model, reference, settings.of_model(section_of(settings.sections, reference)))
+        return dataclasses.replace(offer, tokenizer=tokenizer_of(model, offer.engine, settings))
 
     return await in_daemon_thread(work)
 
@@ -125,7 +126,7 @@ class ModelKeeper:
     # Loading
 
     def begin(self, reference: str, replicas: int = 0) -> str:
-        """Starts to load a model. replicas: copies; 0: as many as last time. One that is served gets other copies. Returns its
+        """Starts to load a model. replicas: copies; 0: as the configuration file says of it, or as many as last time. One that is served gets other copies. Returns its
         name. Raises ShoalError for what cannot be one."""
         name = reference if reference in self._references else public_name(reference)
         if (engine := self._head.engines.get(name)) is not None:
@@ -155,7 +156,9 @@ class ModelKeeper:
 
     async def _load(self, name: str, reference: str, replicas: int) -> ModelEngine:
         offer, known = await self._offered(reference, self._settings), self._known.get(name)
-        count = replicas or (known.replicas if known is not None else offer.replicas)
+        said = section_of(self._settings.sections, reference)
+        last = known.replicas if known is not None and not (said is not None and "replicas" in said.values) else offer.replicas
+        count = replicas or last
         served = self._head.serve(dataclasses.replace(offer, replicas=count))
         self._record(served)
         self._head.coordinator.recorder.events.add(EventKind.PLACED, f"{name} is being loaded")
@@ -242,18 +245,18 @@ class ModelKeeper:
     async def _tick(self) -> None:
         now = self._head.coordinator.now()
         resting = [
-            Resting(name, engine.used, engine.busy or self._waiting.get(name, 0) > 0, bool(engine.state))
+            Resting(name, engine.used, engine.busy or self._waiting.get(name, 0) > 0, bool(engine.state), engine.offer.priority)
             for name, engine in self._head.engines.items()
         ]
         if self._settings.idle:
             for name in rested(resting, self._settings.idle, now):
                 await self._let_go(name, f"nobody asked for it for {self._settings.idle:g} s")
         if self.loads:
-            for name, engine in [*self._head.engines.items()]:
+            for name, engine in sorted(self._head.engines.items(), key=lambda item: -item[1].offer.priority):
                 await self._make_room(name, engine, resting, now)
 
     async def _make_room(self, name: str, engine: ModelEngine, resting: list[Resting], now: float) -> None:
-        """Where a model finds no room, the one that was used least, and by nobody now, gives it up. One that would not fit in any case
+        """Where a model finds no room, one of no higher priority that nobody uses now gives it up: see least_used. One that would not fit in any case
         goes itself if a request wanted it."""
         if not engine.short:
             self._short_since.pop(name, None)

@@ -289,6 +289,10 @@ def _loaded(engine: ModelEngine) -> LoadedModel:
         context=engine.served.context,
         parameters=engine.facts.parameters,
         can=engine.can,
+        precision=str(engine.offer.engine.precision),
+        priority=engine.offer.priority,
+        nodes=sorted(engine.pinned),
+        absent=engine.awaited,
     )
 
 

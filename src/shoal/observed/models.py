@@ -32,7 +32,8 @@ class PullView(msgspec.Struct, frozen=True):
 class LoadedModel(msgspec.Struct, frozen=True):
     """A model that is served, or is about to be. state: why it is not served; ''. short: whether that is for want of
     memory. replicas: copies, of which so many are `serving`. can:
-    'chat', 'tools', 'reasoning', 'json', 'embeddings'. family, quantization, parameters: see facts.ModelFacts. context: tokens."""
+    'chat', 'tools', 'reasoning', 'json', 'embeddings'. family, quantization, parameters: see facts.ModelFacts. context: tokens. precision:
+    as it was asked for. nodes: names of the only nodes that may serve it; empty: all. absent: those of them that are not there."""
 
     name: str
     reference: str
@@ -45,6 +46,10 @@ class LoadedModel(msgspec.Struct, frozen=True):
     parameters: int
     can: list[str] = []
     short: bool = False
+    precision: str = "auto"
+    priority: int = 0
+    nodes: list[str] = []
+    absent: list[str] = []
 
 
 class RegisteredFile(msgspec.Struct, frozen=True):

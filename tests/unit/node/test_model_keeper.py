@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from shoal.config import HeadSettings
+from shoal.config import HeadSettings, ModelSection
 from shoal.errors import ConfigError, NotReady, UnknownModel, UserError
 from shoal.models.description import Description
 from shoal.node.model_engine import ModelEngine, ModelOffer
 from shoal.node.model_keeper import ModelKeeper
+from shoal.observed.models import RegisteredModel
 from shoal.serving.registry_store import RegistryStore
 from shoal.testing import toy
 from tests.support.city import City
 from tests.support.town import play
 
-SIZES = {"small": 3, "other": 4, "large": 6, "huge": 200}
+SIZES = {"small": 3, "other": 4, "large": 6, "wide": 9, "huge": 200}
 """Layers; two nodes of the town hold about 16."""
 
 
@@ -36,7 +37,9 @@ async def read(reference: str, settings: HeadSettings) -> ModelOffer:
     await asyncio.sleep(1)  # to fetch it
     if reference not in SIZES:
         raise UserError(f"{reference}: no such file")
-    return ModelOffer(Description(reference, reference, Path(reference), toy.spec(SIZES[reference]), None, None), settings.engine)
+    said = next((section for section in settings.sections if section.name == reference), None)
+    description = Description(reference, reference, Path(reference), toy.spec(SIZES[reference]), None, None)
+    return ModelOffer.of(description, reference, settings.of_model(said))
 
 
 class Kept(City):
@@ -61,6 +64,10 @@ class Kept(City):
     @property
     def loaded(self) -> list[str]:
         return [*self.head.engines]
+
+
+def section(name: str, **values: object) -> ModelSection:
+    return ModelSection(name, f"config.toml:1: [models.{name}]", values)
 
 
 def acted(folder: Path, scenario: Callable[[Kept], Awaitable[None]], **settings: object) -> None:
@@ -121,6 +128,72 @@ def test_the_model_that_was_used_least_makes_room(tmp_path: Path) -> None:
         assert "small" not in city.loaded, "it was asked for before the others"
 
     acted(tmp_path, scenario, on_demand=True)
+
+
+def test_a_model_of_a_lower_priority_goes_before_one_that_was_used_less(tmp_path: Path) -> None:
+    async def scenario(city: Kept) -> None:
+        city.start("a")
+        await city.keeper.wanted("small")
+        await asyncio.sleep(5)
+        other = await city.keeper.wanted("other")
+        await city.right(other, city.request("one"))
+        await city.right(await city.keeper.wanted("large"), city.request("two"))
+        assert city.loaded == ["small", "large"]
+
+    acted(tmp_path, scenario, on_demand=True, sections=(section("other", priority=-1),))
+
+
+def test_a_model_of_a_higher_priority_stays_and_takes_the_room_of_a_lower_one_that_was_used_later(tmp_path: Path) -> None:
+    async def scenario(city: Kept) -> None:
+        city.start("a")
+        wide = await city.keeper.wanted("wide")
+        with pytest.raises(NotReady, match=r"not served after 60 s: .*others have"):
+            await city.keeper.wanted("other")
+        assert "wide" in city.loaded, "nobody uses it, and yet it does not go for a lower one"
+        await city.right(wide, city.request("one"))
+        await city.keeper.unload("wide", "by hand")
+        await city.until(lambda: not city.head.engines["other"].state)
+        asked = asyncio.ensure_future(city.keeper.wanted("wide"))
+        await asyncio.sleep(2)
+        city.head.engines["other"].touch()  # later than the other was asked for
+        await city.right(await asked, city.request("two"))
+        assert city.loaded == ["wide"]
+
+    acted(tmp_path, scenario, on_demand=True, load_wait=60.0, sections=(section("wide", priority=10),))
+
+
+def test_a_model_that_waits_for_its_node_says_so_and_takes_nobodys_room(tmp_path: Path) -> None:
+    async def scenario(city: Kept) -> None:
+        city.start("a")
+        small = await city.keeper.wanted("small")
+        with pytest.raises(NotReady, match="large is not served after 60 s: it waits for node attic; ask again later"):
+            await city.keeper.wanted("large")
+        assert city.loaded == ["small", "large"] and not small.state
+        large = city.head.engines["large"]
+        assert (large.pinned, large.awaited, large.state) == ({"attic"}, ["attic"], "it waits for node attic")
+        city.start("attic")
+        await city.right(await city.keeper.wanted("large"), city.request("one"))
+        assert [city.nodes_of(runner) for runner in large.copies] == [{"attic"}] and large.awaited == []
+
+    acted(tmp_path, scenario, on_demand=True, load_wait=60.0, sections=(section("large", nodes="attic", priority=9),))
+
+
+def test_copies_are_as_many_as_the_file_says_of_the_model_whatever_was_asked_for_last(tmp_path: Path) -> None:
+    async def scenario(city: Kept) -> None:
+        for name in "abc":
+            city.start(name)
+        counts = dict[str, list[int]]()
+        for _ in range(2):
+            for name in ("small", "other"):
+                engine = await city.keeper.wanted(name)
+                counts.setdefault(name, []).append(len(engine.copies.runners))
+                engine.scale(3)
+                known = RegisteredModel(name, name, "toy", "", 160, 1, 1, replicas=len(engine.copies.runners))
+                city.keeper._known = {**city.keeper._known, name: known}
+                await city.keeper.unload(name, "by hand")
+        assert counts == {"small": [2, 2], "other": [1, 3]}
+
+    acted(tmp_path, scenario, on_demand=True, sections=(section("small", replicas=2),))
 
 
 def test_a_model_that_fits_nowhere_says_so_and_nobody_goes_for_it(tmp_path: Path) -> None:
