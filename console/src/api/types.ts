@@ -269,7 +269,10 @@ export interface PullView {
   failed: string;
 }
 
-/** state: why it is not served; empty: it is. short: it finds no room. serving: of its `replicas` copies. */
+/**
+ * state: why it is not served; empty: it is. short: it finds no room. serving: of its `replicas` copies. nodes: the only ones that may
+ * serve it; empty: all. absent: those of them that are not there.
+ */
 export interface LoadedModel {
   name: string;
   reference: string;
@@ -282,6 +285,10 @@ export interface LoadedModel {
   parameters: number;
   can: string[];
   short: boolean;
+  precision: string;
+  priority: number;
+  nodes: string[];
+  absent: string[];
 }
 
 /** sha256: in hexadecimal; empty: not computed. */

@@ -6,6 +6,7 @@ import { aliasesOf, loadedAs, moving, requestsOf } from "./state";
 const here = (name: string, reference = name): ModelHere => ({ name, reference, size: 1, here: true, fits: true, served: false, about: "" });
 const loaded = (name: string, more: Partial<LoadedModel> = {}): LoadedModel => ({
   ...{ name, reference: name, state: "", short: false, replicas: 1, serving: 1, family: "llama", quantization: "Q4_K", context: 2048, parameters: 1, can: [] },
+  ...{ precision: "auto", priority: 0, nodes: [], absent: [] },
   ...more,
 });
 const view = (more: Partial<ModelsView> = {}): ModelsView => ({ models: [], pulls: [], memory: 1, loaded: [], aliases: {}, loading: [], failed: {}, known: [], ...more });

@@ -76,7 +76,9 @@ class Coordinator:
         moves = Moves(model.cost, demand, settings.spread, settings.spares, Measured(self.roster.reached))
         use: dict[int, list[int]] = {}
         planning = Planning(moves, RoleMoves(moves, use), use)
-        terms = Terms(planning.planner, settings.min_nodes, CopyNeed.of(moves), engine.degrade, model.pinned, model.priority)
+        others = (self.cluster.pinned(other) for other in self.runners if other.model == id.model)
+        pinned = next(others, model.pinned)  # nodes may have other names by now
+        terms = Terms(planning.planner, settings.min_nodes, CopyNeed.of(moves), engine.degrade, pinned, model.priority)
         pipeline = self.cluster.open(id, terms, self.now())
         self._share.add(model.files)
         runner = self.runners[id] = PipelineRunner(self._head, pipeline, model, planning, observer, self._handle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shoal.request import BlockId, Priority
-from shoal.scheduler.gathering import Gathering
+from shoal.scheduler.dynamic_batching import DynamicBatching
 from shoal.scheduler.sequence import Sequence
 from shoal.scheduler.slots import Slots
 
@@ -14,7 +14,7 @@ class Admission:
 
     def admit(self, step: int, now: float) -> None:
         """Admits the sequences that can enter before step number `step`, first come first. now: seconds."""
-        Gathering(self._slots.limits.batching).release(self._slots.waiting, now)
+        DynamicBatching(self._slots.limits.batching).release(self._slots.waiting, now)
         passed: list[Sequence] = []
         while (sequence := self._slots.waiting.first) is not None:
             # It waits for others, for its sample, or for the prompt that it forks from; those behind it may enter meanwhile.

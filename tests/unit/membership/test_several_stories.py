@@ -30,6 +30,8 @@ class Fleet:
     spares: int
     pinned: int
     """Which of model b's nodes are named; 0: none is."""
+    priorities: dict[str, int]
+    """By model."""
     events: list[int]
 
 
@@ -41,6 +43,7 @@ def fleets() -> st.SearchStrategy[Fleet]:
         st.booleans(),
         st.integers(0, 1),
         st.sampled_from([0, 0, 0, 3, 6, 13]),
+        st.fixed_dictionaries({name: st.integers(-1, 1) for name in COSTS}),
         st.lists(st.integers(0, 4999), min_size=40, max_size=90),
     )
 
@@ -58,7 +61,7 @@ def toggle(f: SharedFleet, scenario: Fleet, id: PipelineId) -> None:
         f.close(id)
         return
     pinned = frozenset(f"m{i}" for i in range(4) if id.model == "b" and scenario.pinned >> i & 1)
-    f.open(id, Moves(COSTS[id.model], DEMAND, scenario.spread, scenario.spares), scenario.min_nodes, pinned)
+    f.open(id, Moves(COSTS[id.model], DEMAND, scenario.spread, scenario.spares), scenario.min_nodes, pinned, scenario.priorities[id.model])
 
 
 def play(scenario: Fleet) -> SharedFleet:

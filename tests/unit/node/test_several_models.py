@@ -9,11 +9,12 @@ import json
 import msgspec
 import pytest
 
-from shoal.errors import ConfigError, NotReady, UnknownModel, UnknownObject
+from shoal.errors import ClusterError, ConfigError, NotReady, UnknownModel, UnknownObject
 from shoal.node.head import Head
 from shoal.node.model_engine import ModelEngine
 from shoal.observed.event import EventKind
 from shoal.request import Request, RequestId, SamplingParams
+from shoal.scheduler.limits import Batching
 from shoal.testing import toy
 from tests.support.city import City, ToyOffer, said
 from tests.support.town import LAYERS, MEMORY, play
@@ -138,7 +139,7 @@ def test_pinned_models_run_on_their_nodes_alone() -> None:
         await town.kill("a")
         await town.until(lambda: not large.copies.first.serving)
         await town.right(small, town.request("one"))
-        assert not large.copies.first.serving and "meant for it" in large.state
+        assert not large.copies.first.serving and large.state == "it waits for node a"
 
     play(scenario, City)
 
@@ -307,6 +308,66 @@ def test_copies_of_one_model_beside_another_model() -> None:
         await asyncio.gather(*answers)
 
     play(scenario, City, min_nodes=2, spread=True)
+
+
+# Batching, and nodes that are waited for
+
+
+def test_requests_of_a_model_that_gathers_them_begin_together_and_those_of_others_at_once() -> None:
+    async def scenario(town: City) -> None:
+        gathers, other = town.serve("gathers", LARGE, batching=Batching(2, 5.0)), town.serve("other", SMALL)
+        town.start("a")
+        await town.serving(gathers, other)
+        now = asyncio.get_running_loop().time
+
+        async def first_token(engine: ModelEngine, name: str) -> float:
+            """When it came, in seconds from now."""
+            began, running = now(), await town.under_way(engine, town.request(name, 60), tokens=1)
+            seconds = now() - began
+            await running
+            return seconds
+
+        assert await first_token(other, "of another") < 5
+        assert 5 <= await first_token(gathers, "alone") < 10
+        assert all(seconds < 5 for seconds in await asyncio.gather(first_token(gathers, "one"), first_token(gathers, "two")))
+        await town.kill("a")
+        town.start("b")  # on another route
+        await town.serving(gathers, other)
+        assert await first_token(gathers, "once more") >= 5
+
+    play(scenario, City)
+
+
+def test_what_waits_for_a_node_that_it_is_pinned_to_keeps_nobody_from_being_ready() -> None:
+    async def scenario(town: City) -> None:
+        other, pinned = town.serve("other", SMALL), town.serve("pinned", SMALL, pinned=["b"], priority=1)
+        ready = asyncio.ensure_future(town.head.until_ready())
+        await asyncio.sleep(5)
+        assert not ready.done() and "0 of 1 nodes have joined" in pinned.state
+        town.start("a")
+        await ready
+        assert (other.state, other.pinned, other.awaited) == ("", frozenset(), [])
+        assert (pinned.state, pinned.pinned, pinned.awaited) == ("it waits for node b", {"b"}, ["b"])
+        town.start("b")
+        await town.serving(other, pinned)
+        assert town.head.coordinator.rename("b", "c").done
+        assert (pinned.state, pinned.pinned, pinned.awaited) == ("", {"c"}, [])
+        pinned.scale(2)
+        second = pinned.copies.runners[2].pipeline
+        await town.until(lambda: "is meant for it" in second.why)
+        assert "a is none of the nodes that pinned is pinned to, c runs pinned/1" in second.why
+
+    play(scenario, City)
+
+
+def test_what_finds_no_room_ends_the_wait_with_the_reason() -> None:
+    async def scenario(town: City) -> None:
+        town.serve("huge", 200)
+        town.start("a")
+        with pytest.raises(ClusterError, match="not enough memory"):
+            await town.head.until_ready()
+
+    play(scenario, City)
 
 
 # What operators see

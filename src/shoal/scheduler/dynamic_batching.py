@@ -11,7 +11,7 @@ from shoal.scheduler.limits import Batching
 from shoal.scheduler.sequence import Sequence
 
 
-class Gathering:
+class DynamicBatching:
     def __init__(self, batching: Batching) -> None:
         self.batching = batching
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.request import RequestId, SequenceId
-from shoal.scheduler.gathering import Gathering
+from shoal.scheduler.dynamic_batching import DynamicBatching
 from shoal.scheduler.limits import Batching
 from shoal.scheduler.sequence import Sequence
 from tests.support.toy_stage import Toy, assert_right, limits, request
@@ -25,15 +25,15 @@ def test_all_are_let_in_when_there_are_enough_or_the_first_has_waited_for_long_e
     arrivals: list[float], size: int, delay: float, now: float
 ) -> None:
     waiting = [held(at, came) for at, came in enumerate(arrivals)]
-    gathering = Gathering(Batching(size, delay))
-    due = gathering.due(waiting)
-    gathering.release(waiting, now)
+    batches = DynamicBatching(Batching(size, delay))
+    due = batches.due(waiting)
+    batches.release(waiting, now)
     left = [sequence for sequence in waiting if sequence.held]
     assert left in ([], waiting), "some of them were let in, and some were not"
     assert (due is None) == (not arrivals)
     if left:
         assert len(left) < size and due is not None and now < due == min(arrivals) + delay
-        gathering.release(waiting, due)
+        batches.release(waiting, due)
         assert not any(sequence.held for sequence in waiting), "it is due, and they wait"
     elif due is not None:
         assert len(arrivals) >= size or now >= due, "they were let in before they had to be"
