@@ -66,8 +66,8 @@ def _begin_anew(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _forget_most(original: Callable[..., Any]) -> Callable[..., Any]:
-    def wrong(self: Scheduler, request: Request, generated: dict[int, list[int]] | None = None) -> None:
-        original(self, request, {choice: tokens[:1] for choice, tokens in (generated or {}).items()} or None)
+    def wrong(self: Scheduler, request: Request, generated: dict[int, list[int]] | None = None, now: float = 0.0) -> None:
+        original(self, request, {choice: tokens[:1] for choice, tokens in (generated or {}).items()} or None, now)
 
     return wrong
 

@@ -126,8 +126,8 @@ class ModelKeeper:
     # Loading
 
     def begin(self, reference: str, replicas: int = 0) -> str:
-        """Starts to load a model. replicas: copies; 0: as the configuration file says of it, or as many as last time. One that is served gets other copies. Returns its
-        name. Raises ShoalError for what cannot be one."""
+        """Starts to load a model. replicas: copies; 0: as many as the configuration file says of it, or as last time. One that is served gets
+        other copies. Returns its name. Raises ShoalError for what cannot be one."""
         name = reference if reference in self._references else public_name(reference)
         if (engine := self._head.engines.get(name)) is not None:
             if not replicas or replicas == len(engine.copies.runners):
@@ -256,8 +256,8 @@ class ModelKeeper:
                 await self._make_room(name, engine, resting, now)
 
     async def _make_room(self, name: str, engine: ModelEngine, resting: list[Resting], now: float) -> None:
-        """Where a model finds no room, one of no higher priority that nobody uses now gives it up: see least_used. One that would not fit in any case
-        goes itself if a request wanted it."""
+        """Where a model finds no room, one of no higher priority that nobody uses now gives it up: see least_used. One that would not fit in
+        any case goes itself if a request wanted it."""
         if not engine.short:
             self._short_since.pop(name, None)
             return

@@ -26,6 +26,7 @@ from shoal.node.pipeline_runner import PipelineRunner
 from shoal.pipeline.token_stream import TokenStream
 from shoal.pipeline_id import PipelineId
 from shoal.request import Request, RequestId, Score, TokenChunk
+from shoal.scheduler.limits import ALONE, Batching
 from shoal.testing import toy
 from shoal.testing.network import SimWorld
 from shoal.testing.scenario import JOURNALS, TROUBLE, Broken, Scenario, SimNode, StepCounts
@@ -66,7 +67,9 @@ class LoadedToy:
     def open(self, number: int) -> None:
         scenario = self._scenario
         engine = scenario.settings.engine
-        served = Served(self.name, self.name, toy.cost(scenario.layers_of(self.name)), engine.context, engine)
+        priority, batching = scenario.terms[self.name]
+        cost = toy.cost(scenario.layers_of(self.name))
+        served = Served(self.name, self.name, cost, engine.context, engine, priority=priority, batching=batching)
         self.copies.add(number, self._coordinator.open(PipelineId(self.name, number), served, CopyCounts(scenario, self)))
 
     def close(self, number: int) -> None:
@@ -105,6 +108,9 @@ class FleetScenario(Scenario):
         sizes = self.chance.sample(range(2, 7), self.chance.randint(1, 3))
         self.sizes = {f"toy{layers}": layers for layers in sizes}
         """Layers, by the names of the models that there are."""
+        chance, batches = Random(f"terms {seed}"), [ALONE, *(Batching(size, delay) for size in (1, 2) for delay in (0.3, 2.0))]
+        self.terms = {model: (chance.randint(-1, 1), chance.choice(batches)) for model in self.sizes}
+        """The priority of each, and how its requests are gathered."""
         self.models: dict[str, LoadedToy] = {}
         """That are loaded."""
         self.settings = self._settings()
