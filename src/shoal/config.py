@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_type_hints
 from urllib.parse import urlsplit
 
-from shoal.address import is_loopback, parse_host
+from shoal.address import is_loopback, is_wildcard, parse_host
 from shoal.allowance import processors
 from shoal.errors import ConfigError, ContradictorySettings
 from shoal.folders import cache_dir, data_dir, state_dir, user_path
@@ -287,6 +287,27 @@ def _check_receiver(url: str) -> None:
         raise ConfigError(f"--traces {url}: {error}") from None
 
 
+def parse_upstream(text: str) -> str:
+    """The base URL of an OpenAI-compatible server: 'http://other:8000/' → 'http://other:8000/v1'. Raises ConfigError."""
+    how = "write one like http://192.168.1.21:8000/v1"
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:  # a port that is none, or a bracket too few
+        raise ConfigError(f"--upstream {text[:200]}: {error}; {how}") from None
+    if "@" in parts.netloc:
+        raise ConfigError(f"--upstream takes no user and password; put the server's key into --upstream-key-file, and {how}")
+    if parts.scheme not in ("http", "https") or not host or port == 0 or re.search(r"\s", text):
+        raise ConfigError(f"--upstream {text[:200]} is not the URL of a server; {how}")
+    if parts.query or parts.fragment:
+        raise ConfigError(f"--upstream {text[:200]} has more than a host, a port and a path; {how}")
+    try:
+        parse_host(host)
+    except ConfigError as error:
+        raise ConfigError(f"--upstream {text[:200]}: {error}") from None
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/') or '/v1'}"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ApiSettings(Settings):
     """The API: the same on `up` and `serve`."""
@@ -332,8 +353,24 @@ class ApiSettings(Settings):
     )
     trace_sample: float = setting(1.0, "Share of requests that are traced, 0 to 1, where the client does not say it.", low=0, high=1)
 
+    upstream: str = setting(
+        "",
+        "Another OpenAI-compatible server, like http://192.168.1.21:8000/v1, that answers for the models which it has; several are "
+        "separated by commas. With --model none, upstreams alone answer.",
+    )
+    upstream_key_file: str = setting(
+        "", "A file with the keys of upstreams: lines of a URL and its key, or a key alone for all others. Only its owner may read it."
+    )
+    upstream_wait: float = setting(
+        300.0, "Seconds that an upstream may be silent, before or within an answer, until it counts as failed.", low=0.1, high=86400
+    )
+    balance: Balancing = setting(
+        Balancing.PREFIX, "Which copy of a model, or which upstream, takes a request: docs/balancing.md tells when to use which."
+    )
+
     def check(self) -> None:
         self._check_host("api_host")
+        self._check_upstreams()
         if self.traces not in ("", "env"):
             _check_receiver(self.traces)
         for flag, size in (
@@ -351,6 +388,25 @@ class ApiSettings(Settings):
                 raise ConfigError(f"--cors takes origins like https://chat.example or http://localhost:3000, not '{origin}'")
         if self.data_folder.exists() and not self.data_folder.is_dir():
             raise ConfigError(f"--data {self.data} is a file; name a folder")
+
+    def _check_upstreams(self) -> None:
+        """Raises ConfigError."""
+        if len(set(self.upstreams)) < len(self.upstreams):
+            raise ConfigError("--upstream names a server twice; it is asked for as many requests as it takes")
+        for url in self.upstreams:
+            parts = urlsplit(url)
+            host = parts.hostname or ""
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            here = host == self.api_host or (is_loopback(host) and (is_loopback(self.api_host) or is_wildcard(self.api_host)))
+            if here and port == self.port:
+                raise ContradictorySettings(f"--upstream {url} is this server itself (--port {self.port}); name another one")
+        if self.upstream_key_file and not self.upstreams:
+            raise ContradictorySettings("--upstream-key-file has keys for upstreams: it needs --upstream")
+
+    @property
+    def upstreams(self) -> list[str]:
+        """Base URLs of other servers. Raises ConfigError."""
+        return [parse_upstream(url.strip()) for url in self.upstream.split(",") if url.strip()]
 
     @property
     def responses_bytes(self) -> int:
@@ -468,7 +524,6 @@ class HeadSettings(Settings):
     idle: float = setting(
         0.0, "Seconds after which a model that nobody asks for is unloaded; needs --on-demand; 0: never.", low=0, high=1e7
     )
-    balance: Balancing = setting(Balancing.PREFIX, "Which copy of a model takes a request: docs/balancing.md tells when to use which.")
     replicas: int = setting(1, "Copies of each model, on different nodes; as many as the nodes have memory for.", low=1, high=64)
     heartbeat: float = setting(
         0.5, "Seconds between a node's heartbeats. A node that misses eight in a row counts as lost.", low=0.05, high=60
@@ -498,8 +553,8 @@ class HeadSettings(Settings):
 
     @property
     def models(self) -> list[str]:
-        """What --model names, the default first."""
-        return _listed(self.engine.model)
+        """What --model names, the default first; empty: upstreams alone answer."""
+        return [] if self.engine.model == "none" else _listed(self.engine.model)
 
     @property
     def needs_key(self) -> bool:
@@ -522,6 +577,8 @@ class HeadSettings(Settings):
             raise ContradictorySettings("--secure and --unprotected exclude each other")
         if self.min_memory:
             parse_bytes(self.min_memory)
+        if not self.models and not self.api.upstreams:
+            raise ContradictorySettings("--model none serves what other servers have: it needs --upstream")
         if self.idle and not self.on_demand:
             raise ContradictorySettings("--idle unloads models that requests load again: it needs --on-demand")
         if self.spares >= self.max_nodes:

@@ -14,11 +14,13 @@
     │   ├── UnknownObject          no file or batch with that id: HTTP 404
     │   ├── Conflict               the object's state does not allow it: HTTP 409
     │   ├── NoRoom                 a file that is too large, or one too many: HTTP 413
+    │   ├── Looped                 a request that this server sent on, and has again: HTTP 508
     │   ├── NotCached              a request that only a kept answer may answer, and there is none: HTTP 504
     │   ├── ConfigError            a setting or flag
     │   │   └── ContradictorySettings  valid one by one, and not together
     │   ├── PairingRefused         the head does not let a node in (says why)
     │   ├── UnknownModel           no such model here: HTTP 404
+    │   ├── UnknownEndpoint        the servers that have a model do not have that endpoint: HTTP 404
     │   └── UnsupportedModel       an architecture, format or quantisation that shoal does not run
     ├── ModelError                 the files are at fault
     │   ├── CorruptModel           truncated, or not what it claims to be
@@ -31,12 +33,14 @@
     ├── CapacityError              the machines cannot do it now: HTTP 503
     │   ├── NotEnoughMemory        says how much is missing
     │   ├── QueueFull              too many requests wait: HTTP 429
+    │   ├── UpstreamBusy           the servers that could answer take no more requests: HTTP 429
     │   ├── ShuttingDown           the server is about to end
     │   └── NotReady               no model is loaded yet, or no longer
     ├── ProtocolError              the conversation between two processes broke
     │   ├── LocalProtocolError     this side was about to break it: a bug here
     │   └── RemoteProtocolError    the other side did
     │       └── VersionMismatch
+    ├── UpstreamFailed             another server, which should have answered, did not: HTTP 502
     └── ClusterError               a node failed to carry out an order
         ├── NotPaired              the head wants a certificate that this machine does not have
         └── StageLost              the route through the nodes is broken
@@ -140,6 +144,10 @@ class NoRoom(UserError):
         self.param = param
 
 
+class Looped(UserError):
+    """A request that went from server to server came back."""
+
+
 class NotCached(UserError):
     """The request says that only a kept answer may answer it, and there is none."""
 
@@ -168,6 +176,11 @@ class UnknownModel(UserError):
     def __init__(self, name: str, known: list[str]) -> None:
         super().__init__(f"unknown model '{name}'{suggestion(name, known)}: known here are {', '.join(known) or 'none'}")
         self.name = name
+
+
+class UnknownEndpoint(UserError):
+    def __init__(self, path: str, model: str) -> None:
+        super().__init__(f"the servers that have the model '{model}' have no endpoint {path}; use another one, or another model")
 
 
 class UnsupportedModel(UserError):
@@ -257,6 +270,18 @@ class ShuttingDown(CapacityError):
 
 class NotReady(CapacityError):
     """No model is loaded yet, or it is no longer loaded."""
+
+
+class UpstreamBusy(CapacityError):
+    """wait: seconds after which it is worth asking again."""
+
+    def __init__(self, model: str, wait: float) -> None:
+        super().__init__(f"the servers that have the model '{model}' are busy; try again in {max(wait, 0.1):.1f} s")
+        self.wait = wait
+
+
+class UpstreamFailed(ShoalError):
+    """Another server, to which requests for a model go, did not answer as it should."""
 
 
 class ProtocolError(ShoalError):

@@ -51,7 +51,7 @@ class ToyEngine(ModelEngine):
         self.offer, self.model = offer, offer.model
         self.resume = 0.0
         self.used = coordinator.now()
-        self.copies = Copies(settings.balance, coordinator.now, chance, self._moved, self._tell)
+        self.copies = Copies(settings.api.balance, coordinator.now, chance, self._moved, self._tell)
         self._coordinator, self._all_metrics = coordinator, metrics
         self._metrics = metrics.models[name] = ModelMetrics(name)
         self._experts = {}

@@ -12,6 +12,7 @@ import numpy as np
 
 from shoal.errors import InvalidRequest, ShoalError
 from shoal.facts import ModelFacts
+from shoal.observed.models import UpstreamView
 from shoal.observed.trace_span import TraceSpan
 from shoal.request import Alternative, FinishReason, Request, Score, TokenChunk
 from shoal.text.chat import ChatTemplate
@@ -216,6 +217,10 @@ class FakeEngine:
         """Of requests that may be answered from the response cache: whether they were."""
         self.cache_bytes = self.evicted = 0
         self.first_tokens = 0
+        self.asked_elsewhere: list[tuple[str, str, int, int]] = []
+        """URL, ending, and tokens of prompt and answer, of requests to upstreams."""
+        self.views: list[UpstreamView] = []
+        """What was told of upstreams."""
         self.spans: list[TraceSpan] = []
         self.resume = 60.0
         self.kept: dict[str, tuple[bytes, Sequence[Request]]] = {}
@@ -282,6 +287,13 @@ class FakeEngine:
 
     def observe_cache(self, taken: int, evicted: int) -> None:
         self.cache_bytes, self.evicted = taken, self.evicted + evicted
+
+    def observe_upstream(self, url: str, ending: str, first: float, whole: float, prompt: int, completion: int) -> None:
+        assert 0 <= first <= whole
+        self.asked_elsewhere.append((url, ending, prompt, completion))
+
+    def upstream_changed(self, view: UpstreamView) -> None:
+        self.views.append(view)
 
     async def scrape(self) -> bytes:
         return b"shoal_ready 1\n"

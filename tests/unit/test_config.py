@@ -22,6 +22,7 @@ from shoal.config import (
     composed,
     from_environment,
     parse_bytes,
+    parse_upstream,
     settings_of,
 )
 from shoal.environment import hub_endpoint
@@ -262,3 +263,53 @@ def test_switches_are_read_from_the_environment(text: str, value: bool) -> None:
 def test_a_heartbeat_that_is_no_number_is_refused() -> None:
     with pytest.raises(ConfigError):
         HeadSettings(heartbeat=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("http://other:8000/v1", "http://other:8000/v1"),
+        ("http://Other:8000/", "http://other:8000/v1"),
+        ("https://[fd00::5]:8443", "https://[fd00::5]:8443/v1"),
+        ("https://api.example/openai/v1/", "https://api.example/openai/v1"),
+    ],
+)
+def test_an_upstream_is_a_base_url(text: str, url: str) -> None:
+    assert ApiSettings(upstream=text).upstreams == [parse_upstream(text)] == [url]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("other:8000", "not the URL"),
+        ("ftp://other", "not the URL"),
+        ("http://", "not the URL"),
+        ("http://other:0", "not the URL"),
+        ("http://other:99999", "Port out of range"),
+        ("http://a b/v1", "not the URL"),
+        ("http://me:pass@other/v1", "--upstream-key-file"),
+        ("http://other/v1?key=1", "more than a host"),
+        ("http://10.0.0.256/v1", "not a host"),
+        ("http://one/v1,http://ONE", "twice"),
+        ("http://localhost:8000/v1", "this server itself"),
+    ],
+)
+def test_what_is_no_upstream_is_refused(text: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why) as refused:
+        ApiSettings(upstream=text)
+    assert "me:pass" not in str(refused.value)
+
+
+def test_several_upstreams_are_read_by_commas() -> None:
+    settings = from_environment(HeadSettings, {}, {"SHOAL_UPSTREAM": "http://one , http://two:1/v1", "SHOAL_BALANCE": "round-robin"})
+    assert settings.api.upstreams == ["http://one/v1", "http://two:1/v1"] and settings.api.balance == "round-robin"
+
+
+def test_a_server_without_a_model_needs_upstreams() -> None:
+    with pytest.raises(ConfigError, match="needs --upstream"):
+        composed(HeadSettings, {"model": "none"})
+    assert composed(HeadSettings, {"model": "none", "upstream": "http://one"}).models == []
+    with pytest.raises(ConfigError, match="mdns or none"):
+        composed(HeadSettings, {"model": "none", "upstream": "http://one", "discovery": "redis://r"})
+    with pytest.raises(ConfigError, match="needs --upstream"):
+        ApiSettings(upstream_key_file="keys")

@@ -50,6 +50,7 @@ PURE_MODULES = {
     "serving.cache_control",
     "serving.response_cache",
     "serving.aliases",
+    "serving.verdict",
     "serving.resting",
     *(
         f"serving.balancing.{module}"
@@ -71,6 +72,7 @@ PURE_MODULES = {
             "reports",
             "retry_budget",
             "rotation",
+            "text_pieces",
         )
     ),
     "serving.scaling",
@@ -107,6 +109,7 @@ ROOMS = (
     "schema",
     "answers",
     "service",
+    "upstream",
     "endpoints",
     "server",
     "app",

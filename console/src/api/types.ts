@@ -323,6 +323,21 @@ export interface ModelsView {
   loading: string[];
   failed: Record<string, string>;
   known: RegisteredModel[];
+  upstreams: UpstreamView[];
+}
+
+/** Another server that answers for some models. state: why it takes no requests; ''. */
+export interface UpstreamView {
+  url: string;
+  state: string;
+  models: UpstreamModel[];
+}
+
+/** context: tokens of its longest sequence; 0: not known. via: ids of the servers that a request for it passes through. */
+export interface UpstreamModel {
+  name: string;
+  context: number;
+  via: string[];
 }
 
 /** Of /v1/models. id: a model or an alias. root: the model that answers. */

@@ -28,6 +28,8 @@ export const KINDS = [
   "rejected",
   "cache",
   "fetched",
+  "away",
+  "back",
   "fault",
 ] as const;
 
@@ -43,10 +45,11 @@ export const WARNINGS: ReadonlySet<string> = new Set([
   "slow",
   "degraded",
   "rejected",
+  "away",
   "fault",
 ]);
 
-const GOOD: ReadonlySet<string> = new Set(["joined", "heard", "serving", "resumed"]);
+const GOOD: ReadonlySet<string> = new Set(["joined", "heard", "serving", "resumed", "back"]);
 
 export function eventTone(kind: string): string {
   return WARNINGS.has(kind) ? "bad" : GOOD.has(kind) ? "good" : "";

@@ -9,7 +9,7 @@ const loaded = (name: string, more: Partial<LoadedModel> = {}): LoadedModel => (
   ...{ precision: "auto", priority: 0, nodes: [], absent: [] },
   ...more,
 });
-const view = (more: Partial<ModelsView> = {}): ModelsView => ({ models: [], pulls: [], memory: 1, loaded: [], aliases: {}, loading: [], failed: {}, known: [], ...more });
+const view = (more: Partial<ModelsView> = {}): ModelsView => ({ models: [], pulls: [], memory: 1, loaded: [], aliases: {}, loading: [], failed: {}, known: [], upstreams: [], ...more });
 const pipeline = (model: string, running: number, waiting: number): PipelineView => ({
   ...{ name: `${model}/1`, model, replica: 1, state: "serving", reason: "", measured: 0, nodes: [] },
   requests: { running, waiting, slots: 8, blocks_used: 0, blocks: 1 },

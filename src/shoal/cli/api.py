@@ -14,6 +14,7 @@ from shoal.gateway.server import ApiServer
 from shoal.gateway.workers.server import TokenizerFiles
 from shoal.launch.api_workers import ApiWorkers
 from shoal.launch.engines import HeadEngines
+from shoal.launch.upstream_keys import upstream_keys
 from shoal.node.head import Head
 from shoal.node.model_keeper import ModelKeeper
 
@@ -51,4 +52,9 @@ def api_of(head: Head, keeper: ModelKeeper, settings: HeadSettings, address: soc
             return TokenizerFiles(offer.model.path, offer.engine.chat_template_file)
 
         return ApiWorkers(engines, files, api, address, "text" if err.log is None else "json", verbose, head.operator)
-    return ApiServer(create_app(engines, api, operator=head.operator), address, settings.api)
+    upstreams = None
+    if api.upstreams:
+        from shoal.gateway.upstream.upstreams import Upstreams
+
+        upstreams = Upstreams(api, upstream_keys(api), engines.upstream_changed)
+    return ApiServer(create_app(engines, api, operator=head.operator, upstreams=upstreams), address, settings.api)

@@ -20,6 +20,7 @@ from shoal.errors import ShoalError
 from shoal.gateway.app import create_app
 from shoal.gateway.server import ApiServer
 from shoal.gateway.workers.client import RemoteEngines
+from shoal.launch.upstream_keys import upstream_keys
 from shoal.models.gguf_file import GgufFile
 from shoal.text.tokenizer import Tokenizer
 
@@ -34,7 +35,14 @@ def opened(model: Path, template: Path | None, trust_text: bool) -> Tokenizer:
 async def serve(path: Path, address: socket.socket) -> None:
     """Runs until the head ends it or is gone."""
     engines = await RemoteEngines.connect(path, opened)
-    api = ApiServer(create_app(engines, engines.settings, limiter=engines.limiter, operator=engines.operator), address, engines.settings)
+    settings = engines.settings
+    upstreams = None
+    if settings.upstreams:
+        from shoal.gateway.upstream.upstreams import Upstreams
+
+        upstreams = Upstreams(settings, upstream_keys(settings), engines.upstream_changed, engines.server)
+    app = create_app(engines, settings, limiter=engines.limiter, operator=engines.operator, upstreams=upstreams)
+    api = ApiServer(app, address, settings)
     on_signal(signal.SIGTERM, api.stop)
     hearing, serving = asyncio.create_task(engines.run()), asyncio.create_task(api.serve())
     finishing = asyncio.create_task(_finish(engines, api))

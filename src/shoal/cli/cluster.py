@@ -22,6 +22,7 @@ from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.server import listening
 from shoal.launch.keys import head_credentials
 from shoal.launch.local import local_cluster
+from shoal.launch.upstream_keys import upstream_keys
 from shoal.models.description import Description, listed
 from shoal.models.sections import section_of
 from shoal.node.daemon_thread import in_daemon_thread
@@ -134,9 +135,10 @@ async def _up_with(
     async with local_cluster(settings, node, offers, nodes) as cluster:
         keeper = model_keeper(cluster.head, settings)
         api = api_of(cluster.head, keeper, settings, address)
-        with err.status("loading the model" if len(offers) == 1 else "loading the models"):
-            if not await until(stop, cluster.until_ready()):
-                return
+        if offers:
+            with err.status("loading the model" if len(offers) == 1 else "loading the models"):
+                if not await until(stop, cluster.until_ready()):
+                    return
         head = cluster.head
         joining = f"shoal join {join_host_port(reached_at(settings.host), head.control_port)}"
         line(f"API on {http_url(reached_at(settings.api.api_host), api.port)}/v1")
@@ -161,7 +163,7 @@ async def _serve_models(settings: HeadSettings, offers: Sequence[ModelOffer], ad
         api = api_of(head, keeper, settings, address)
         joining = f"shoal join {join_host_port(reached_at(settings.host), head.control_port)}"
         line(f"API on {http_url(reached_at(settings.api.api_host), api.port)}/v1")
-        line(f"waiting for {settings.min_nodes} node{'s' * (settings.min_nodes > 1)}: {joining}{_elsewhere(settings)}")
+        line(f"{_awaited(settings)}: {joining}{_elsewhere(settings)}")
         async with (
             pairing_desk(settings, head, joining) as pairing_port,
             announced(head, pairing_port),
@@ -169,6 +171,13 @@ async def _serve_models(settings: HeadSettings, offers: Sequence[ModelOffer], ad
             await serve_api(head, api, stop, _told(keeper, _report(head)), settings.api.grace)
     finally:
         await head.stop()
+
+
+def _awaited(settings: HeadSettings) -> str:
+    """What the head is for while no node has joined, before the command that joins one."""
+    if not settings.models:
+        return f"answers come from {', '.join(settings.api.upstreams)}; nodes for models of its own join with"
+    return f"waiting for {settings.min_nodes} node{'s' * (settings.min_nodes > 1)}"
 
 
 def _elsewhere(settings: HeadSettings) -> str:
@@ -208,6 +217,7 @@ def up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
     move_in()
     check_installed(settings.api.traces)
     _check_open(settings)
+    upstream_keys(settings.api)
     run(_up(settings, node, nodes))
 
 
@@ -216,4 +226,5 @@ def serve(settings: HeadSettings) -> None:
     check_announcing(settings)
     check_installed(settings.api.traces)
     _check_open(settings)
+    upstream_keys(settings.api)
     run(_serve(settings.kept_by_default()))

@@ -44,6 +44,8 @@ _PANELS: dict[type[Settings], str] = {EngineSettings: "Model", ApiSettings: "API
 _ROLES: dict[str, type[Settings]] = {"head": HeadSettings, "node": NodeSettings}
 _LOCAL = ("memory", "threads", "runtime", "journal", "journal_disk", "share", "isa")
 """The settings of [node] that hold for every node on this machine, not only for the one that `join` starts."""
+_SEVERAL = ("model", "upstream")
+"""The settings of a head whose flags may be given several times."""
 _KEYS: dict[str, dict[str, FileKey]] = {"": {}, "head": {}, "client": {}}
 _PLACES: dict[int, tuple[str, str]] = {}
 """Section and key of an option, by its `id()`; options are never freed."""
@@ -264,8 +266,8 @@ def _place(parameter: inspect.Parameter) -> tuple[str, str] | None:
 
 
 def with_one_text(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Values from a command line: several models are one text, as settings have them."""
-    return {**given, "model": ",".join(given["model"] or ()) or None}
+    """Values from a command line: several models or upstreams are one text, as settings have them."""
+    return {**given, **{name: ",".join(given[name] or ()) or None for name in _SEVERAL if name in given}}
 
 
 def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -278,7 +280,7 @@ def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callab
         offered = [setting for setting in settings_of(role) if setting.name not in leave_out]
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
         wants_context = any(p.name == "typed" for p in own)
-        several = role is HeadSettings  # which may serve several models
+        several = role is HeadSettings  # which may serve several models, and have several upstreams
         places = {p.name: place for p in own if (place := _place(p)) is not None}
 
         @functools.wraps(command)
@@ -296,7 +298,7 @@ def settings(role: type[Settings], *, leave_out: tuple[str, ...] = ()) -> Callab
                 chosen = replace(chosen, sections=of_models([name for name in given if _typed(typed, name)]))
             return command(settings=chosen, **values)
 
-        derived = [_derived(setting, several and setting.name == "model") for setting in offered]
+        derived = [_derived(setting, several and setting.name in _SEVERAL) for setting in offered]
         context = [] if wants_context else [inspect.Parameter("typed", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + context + derived
         run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]

@@ -14,7 +14,7 @@ from shoal.cli.operator_client import OperatorClient
 from shoal.cli.show import Rows, emit, err, line, line_out, out, plain
 from shoal.errors import ClusterError, UnknownModel
 from shoal.models.sources import public_name
-from shoal.observed.models import LoadedModel, ModelsView
+from shoal.observed.models import LoadedModel, ModelsView, UpstreamView
 from shoal.serving.aliases import resolved
 from shoal.sizes import human_bytes
 
@@ -76,7 +76,9 @@ def alias(asking: ChatOptions, name: str, target: str) -> None:
 def served(asking: ChatOptions, as_json: bool) -> None:
     view = run(_view(asking))
     if as_json:
-        emit([{**_fields(one), "aliases": _aliases(view, one)} for one in view.loaded])
+        here = [{**_fields(one), "aliases": _aliases(view, one), "upstreams": _upstreams(view, one.name)} for one in view.loaded]
+        elsewhere = [{"name": name, "upstreams": _upstreams(view, name)} for name in _elsewhere(view)]
+        emit([*here, *elsewhere])
         return
     rows = [
         {
@@ -94,8 +96,26 @@ def served(asking: ChatOptions, as_json: bool) -> None:
     ]
     unloaded = {**dict.fromkeys(view.loading, "it is being fetched and read"), **view.failed}
     out.print(Rows(rows) if rows else "no model is loaded")
+    if view.upstreams:
+        out.print(Rows([_upstream(each) for each in view.upstreams]))
     for name, state in unloaded.items():
         line(f"{name}: {state}")
+
+
+def _upstream(one: UpstreamView) -> dict[str, str]:
+    models = ", ".join(model.name for model in one.models)
+    return {"upstream": plain(one.url), "state": plain(one.state or "serving"), "models": plain(models or "-")}
+
+
+def _upstreams(view: ModelsView, model: str) -> list[dict[str, str]]:
+    """Those that have a model."""
+    return [{"url": one.url, "state": one.state} for one in view.upstreams if any(each.name == model for each in one.models)]
+
+
+def _elsewhere(view: ModelsView) -> list[str]:
+    """Names of the models that upstreams alone have."""
+    here = {one.name for one in view.loaded}
+    return [name for name in dict.fromkeys(model.name for one in view.upstreams for model in one.models) if name not in here]
 
 
 def known(asking: ChatOptions, name: str, as_json: bool) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
@@ -55,6 +56,9 @@ from shoal.gateway.schema.contract import describe
 from shoal.gateway.service import Service
 from shoal.request import Priority
 from shoal.serving.response_store import AnswerStore
+
+if TYPE_CHECKING:
+    from shoal.gateway.upstream.upstreams import Upstreams
 
 _ENDPOINTS = (
     chat,
@@ -112,6 +116,7 @@ def create_app(
     keyring: Keyring | None = None,
     limiter: Limiter | None = None,
     operator: Operator | None = None,
+    upstreams: Upstreams | None = None,
 ) -> FastAPI:
     """The application. Raises ConfigError.
 
@@ -119,24 +124,37 @@ def create_app(
     keyring:  default: the one in the settings' folder
     limiter:  enforces the keys' limits; default: one in this process
     operator: of whatever runs the engines, if there is more to it than the engines
+    upstreams: other servers that answer for some models; they are asked while the application runs
     """
     given = settings or ApiSettings(responses=0)
     keyring = keyring or Keyring(None if settings is None else given.data_folder)
     app = _App(given.origins)
-    engines = _caching(engines, given)
+    engines = here = _caching(engines, given)
+    between: list[Middleware] = []
+    if upstreams is not None:
+        from shoal.gateway.upstream.engines import EnginesAndUpstreams
+        from shoal.gateway.upstream.forwarding import Forwarding  # an HTTP client, which takes time to load
+
+        engines = both = EnginesAndUpstreams(here, upstreams)
+        between.append(Middleware(Forwarding, upstreams, both))
+    if given.response_cache_bytes:
+        between.insert(0, Middleware(Reusing))
     bounds = Bounds(given.responses, given.responses_bytes, given.responses_days * 86400)
     store = ResponseStore(given.data_folder, bounds)
     service = app.state.service = Service(engines, given, keyring, limiter or LocalLimiter(), recalled, ResponseKeeper(store))
-    if given.response_cache_bytes:
-        app.add_middleware(Reusing)
+    _put_between(app, between)
     app.add_middleware(Gate, given, service.in_flight, keyring, service.limiter)
     if service.traces is not None:
         app.add_middleware(Tracing, service.traces)  # around the gate: a request that is refused there is traced, too
     routers = [_routes(endpoint, service, store) for endpoint in _ENDPOINTS]
     if operator is not None:
         routers += [operator_route.routes(service, operator), operator_keys.routes(service)]
+    alongside: list[Callable[[], AbstractAsyncContextManager[None]]] = [] if upstreams is None else [upstreams.running]
     if settings is not None:
-        routers += _add_batches(app, service, store)
+        more, working = _batches(service, store, between)
+        routers += more
+        alongside.append(working)
+    app.router.lifespan_context = _during(alongside)
     _furnish(app, routers)
     describe(app, routers, keyring, given.needs_key)
     return app
@@ -154,27 +172,45 @@ def _routes(endpoint: Any, service: Service, store: ResponseStore) -> APIRouter:
     return endpoint.routes(service, store) if endpoint in _KEEPING else endpoint.routes(service)
 
 
-def _add_batches(app: FastAPI, service: Service, store: ResponseStore) -> list[APIRouter]:
-    """The endpoints of files and batches, and the runner that processes batches while the application runs."""
+def _put_between(app: FastAPI, middlewares: Sequence[Middleware]) -> None:
+    """middlewares: the outermost first."""
+    for each in reversed(middlewares):
+        app.add_middleware(each.cls, *each.args, **each.kwargs)
+
+
+def _during(contexts: Sequence[Callable[[], AbstractAsyncContextManager[None]]]) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """What is open while an application runs."""
+
+    @asynccontextmanager
+    async def open(_: FastAPI) -> AsyncGenerator[None]:
+        async with AsyncExitStack() as stack:
+            for context in contexts:
+                await stack.enter_async_context(context())
+            yield
+
+    return open
+
+
+def _batches(
+    service: Service, store: ResponseStore, between: Sequence[Middleware]
+) -> tuple[list[APIRouter], Callable[[], AbstractAsyncContextManager[None]]]:
+    """The endpoints of files and batches, and the runner that processes batches while the application runs. between: the middlewares
+    before the endpoints."""
     settings, engines, keyring = service.settings, service.engines, service.keyring
     database = Database(settings.data_folder)
     kept = FileStore(database, settings)
     made = BatchStore(database, settings)
     inner = _App()
-    if settings.response_cache_bytes:
-        inner.add_middleware(Reusing)
+    _put_between(inner, between)
     _furnish(inner, (_routes(endpoint, service, store) for endpoint in _BATCHED.values()))
 
     def caller(owner: str) -> Caller:
         return Caller(keyring, None, keyring.known(KeyId(owner)), Priority.BATCH)
 
-    @asynccontextmanager
-    async def working(_: FastAPI) -> AsyncGenerator[None]:
-        async with Runner(made, kept, InProcessClient(inner), engines, settings, caller).working():
-            yield
+    def working() -> AbstractAsyncContextManager[None]:
+        return Runner(made, kept, InProcessClient(inner), engines, settings, caller).working()
 
-    app.router.lifespan_context = working
-    return [files.routes(kept), batches.routes(made, kept, engines, _BATCHED)]
+    return [files.routes(kept), batches.routes(made, kept, engines, _BATCHED)], working
 
 
 def _furnish(app: FastAPI, routers: Iterable[APIRouter]) -> None:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from shoal.errors import ConfigError, NotReady, UnknownModel
 from shoal.gateway.engine import Engine
+from shoal.observed.models import UpstreamView
 from shoal.observed.trace_span import TraceSpan
 from shoal.serving.aliases import check, resolved, standing
 
@@ -20,6 +21,15 @@ class Telemetry(Protocol):
 
     def observe_cache(self, taken: int, evicted: int) -> None:
         """taken: bytes of the response cache. evicted: answers that it has given up for others since the last time."""
+        ...
+
+    def observe_upstream(self, url: str, ending: str, first: float, whole: float, prompt: int, completion: int) -> None:
+        """An upstream was asked. ending: see serving.balancing.inquiry.Ending. first: seconds to the first byte of its answer; 0: none came.
+        whole: seconds to the end. prompt, completion: tokens."""
+        ...
+
+    def upstream_changed(self, view: UpstreamView) -> None:
+        """An upstream takes requests, or does not any more, or has other models."""
         ...
 
     def traced(self, spans: Sequence[TraceSpan]) -> None:
@@ -43,6 +53,15 @@ class Engines(Telemetry, Protocol):
     @property
     def all(self) -> Sequence[Engine]:
         """The engines that are there now. One that goes ends its answers."""
+        ...
+
+    @property
+    def upstreams(self) -> Sequence[UpstreamView]:
+        """Other servers that answer for some of `names`."""
+        ...
+
+    def via(self, model: str) -> Sequence[str]:
+        """Ids of the servers that a request for one of `names` passes through, this one's first; empty: it goes nowhere else."""
         ...
 
     @property
@@ -93,6 +112,13 @@ class ServedEngines:
     @property
     def all(self) -> Sequence[Engine]:
         return [*self._engines.values()]
+
+    @property
+    def upstreams(self) -> Sequence[UpstreamView]:
+        return ()
+
+    def via(self, model: str) -> Sequence[str]:
+        return ()
 
     @property
     def states(self) -> Mapping[str, str]:
@@ -169,6 +195,12 @@ class ServedEngines:
 
     def observe_cache(self, taken: int, evicted: int) -> None:
         self._telemetry.observe_cache(taken, evicted)
+
+    def observe_upstream(self, url: str, ending: str, first: float, whole: float, prompt: int, completion: int) -> None:
+        self._telemetry.observe_upstream(url, ending, first, whole, prompt, completion)
+
+    def upstream_changed(self, view: UpstreamView) -> None:
+        self._telemetry.upstream_changed(view)
 
     def traced(self, spans: Sequence[TraceSpan]) -> None:
         self._telemetry.traced(spans)

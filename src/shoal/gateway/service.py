@@ -158,6 +158,18 @@ class Service:
 
 async def json_body(request: Request) -> dict[str, Any]:
     """The request's JSON object; its size in bytes goes to `request.state.size`. Raises InvalidRequest, TooLarge, WrongMediaType."""
+    raw = await raw_body(request)
+    request.state.size = len(raw)
+    return await parsed(raw)
+
+
+async def parsed(raw: bytes | bytearray) -> dict[str, Any]:
+    """The JSON object; a large one is read in a thread. Raises InvalidRequest, QueueFull."""
+    return json_object(raw) if len(raw) < LARGE else await work(len(raw), json_object, raw)
+
+
+async def raw_body(request: Request) -> bytearray:
+    """The bytes of the body. Raises TooLarge, WrongMediaType."""
     check_media_type(request.headers.get("content-type"))
     raw = bytearray()
     if int(request.headers.get("content-length", 0)) > MAX_BODY:  # the server has checked that it is a number
@@ -166,8 +178,7 @@ async def json_body(request: Request) -> dict[str, Any]:
         raw += piece
         if len(raw) > MAX_BODY:
             raise TooLarge("the request", MAX_BODY)
-    request.state.size = len(raw)
-    return json_object(raw) if len(raw) < LARGE else await work(len(raw), json_object, raw)
+    return raw
 
 
 def json_object(raw: bytes | bytearray) -> dict[str, Any]:

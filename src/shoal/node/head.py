@@ -15,6 +15,8 @@ from shoal.node.gauges import gauge
 from shoal.node.host_environment import HostEnvironment
 from shoal.node.model_engine import ModelEngine, ModelOffer
 from shoal.node.operations import Operations
+from shoal.node.upstream_views import UpstreamViews
+from shoal.observed.models import UpstreamView
 from shoal.observed.trace_span import TraceSpan
 from shoal.placement.expectation import Expectation
 from shoal.placement.partition import Placement
@@ -38,7 +40,8 @@ class Head:
         traces = settings.api.traces
         self._traces = Traces(export_to(traces), self.coordinator.recorder.timelines) if traces else None
         self._watchers: list[Callable[[], None]] = []
-        self.operator = Operations(self.coordinator, self.engines, time())
+        self.upstreams = UpstreamViews(self.coordinator.recorder.events, settings.api.upstreams)
+        self.operator = Operations(self.coordinator, self.engines, time(), lambda: self.upstreams.all)
         self._keeps = False
         for offer in offers:
             self.serve(offer)
@@ -166,6 +169,13 @@ class Head:
     def observe_cache(self, taken: int, evicted: int) -> None:
         self.metrics.nodes.cache_bytes.set(taken)
         self.metrics.nodes.cache_evictions.add(evicted)
+
+    def observe_upstream(self, url: str, ending: str, first: float, whole: float, prompt: int, completion: int) -> None:
+        self.metrics.upstreams.request(url, ending, first, whole, prompt, completion)
+
+    def upstream_changed(self, view: UpstreamView) -> None:
+        self.metrics.upstreams.state(view.url, not view.state)
+        self.upstreams.changed(view)
 
     def traced(self, spans: Sequence[TraceSpan]) -> None:
         if self._traces is not None:

@@ -128,7 +128,7 @@ class ModelEngine:
         self.resume = settings.resume
         self.used = coordinator.now()
         """When it was asked for last, or loaded: seconds, by the cluster's clock."""
-        self.copies = Copies(settings.balance, coordinator.now, chance, self._moved, self._tell)
+        self.copies = Copies(settings.api.balance, coordinator.now, chance, self._moved, self._tell)
         self._coordinator, self._all_metrics = coordinator, metrics
         self._metrics = metrics.models[model.name] = ModelMetrics(model.name)
         parts = {layer: spec.feed_forward for layer, spec in enumerate(model.spec.layers)}

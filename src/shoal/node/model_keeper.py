@@ -117,6 +117,7 @@ class ModelKeeper:
     def alias(self, alias: str, target: str) -> str:
         """Sets an alias, or removes it if the target is ''. Returns what was done. Raises ConfigError, CapacityError."""
         models = [*self._head.engines, *(name for name in self._references if name not in self._head.engines)]
+        models += [name for name in self._head.upstreams.models if name not in models]
         aliases = added(self._aliases, alias, target, models) if target else removed(self._aliases, alias)
         self._store.set_aliases(aliases)
         self._aliases = aliases

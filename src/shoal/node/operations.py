@@ -37,7 +37,7 @@ from shoal.observed.cluster import (
 )
 from shoal.observed.event import EventKind, EventPage
 from shoal.observed.history import History
-from shoal.observed.models import LoadedModel, ModelsView, RegisteredModel
+from shoal.observed.models import LoadedModel, ModelsView, RegisteredModel, UpstreamView
 from shoal.observed.requests import RequestView, Timeline
 from shoal.pipeline_id import PipelineId
 from shoal.placement.partition import Placement
@@ -65,9 +65,15 @@ class LiveModels(Protocol):
 
 
 class Operations:
-    def __init__(self, coordinator: Coordinator, models: Mapping[str, ModelEngine], started: float) -> None:
-        """models: by name, the default first; they may come and go."""
-        self._coordinator, self._models, self._started = coordinator, models, started
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        models: Mapping[str, ModelEngine],
+        started: float,
+        upstreams: Callable[[], list[UpstreamView]] = list,
+    ) -> None:
+        """models: by name, the default first; they may come and go. upstreams: other servers that answer for some models."""
+        self._coordinator, self._models, self._started, self._upstreams = coordinator, models, started, upstreams
         self.keeper: LiveModels | None = None
         """Loads and unloads models; None: this head serves what it was started with."""
         self.invitation: Callable[[], Invitation] | None = None
@@ -230,11 +236,11 @@ class Operations:
         memory = sum(member.profile.memory for member in self._coordinator.cluster.members.values())
         view = await asyncio.to_thread(self._pulls.view, frozenset(self._models), memory)
         loaded = [_loaded(engine) for engine in self._models.values()]
+        view = msgspec.structs.replace(view, loaded=loaded, upstreams=self._upstreams())
         if self.keeper is None:
-            return msgspec.structs.replace(view, loaded=loaded)
+            return view
         return msgspec.structs.replace(
             view,
-            loaded=loaded,
             aliases=dict(self.keeper.aliases),
             loading=self.keeper.loading,
             failed=dict(self.keeper.failed),

@@ -60,6 +60,10 @@ class EventKind(StrEnum):
     """Kept prompts were given up for want of KV blocks."""
     FETCHED = "fetched"
     """A model that an operator asked for is here, or could not be had."""
+    AWAY = "away"
+    """Another server that answers for models takes no requests."""
+    BACK = "back"
+    """It takes requests, for the first time or again."""
     FAULT = "fault"
     """Something unexpected went wrong in the head."""
 
@@ -76,6 +80,7 @@ WARNINGS = frozenset(
         EventKind.SLOW,
         EventKind.DEGRADED,
         EventKind.REJECTED,
+        EventKind.AWAY,
         EventKind.FAULT,
     }
 )

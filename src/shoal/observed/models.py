@@ -85,10 +85,27 @@ class RegisteredModel(msgspec.Struct, frozen=True):
     version: int = 1
 
 
+class UpstreamModel(msgspec.Struct, frozen=True):
+    """A model that another server has. context: tokens of its longest sequence; 0: not known. via: ids of the servers that a request for it
+    passes through, that server's own first; empty: it names none."""
+
+    name: str
+    context: int = 0
+    via: list[str] = []
+
+
+class UpstreamView(msgspec.Struct, frozen=True):
+    """Another server that answers for some models. state: why it takes no requests; ''."""
+
+    url: str
+    state: str
+    models: list[UpstreamModel] = []
+
+
 class ModelsView(msgspec.Struct, frozen=True):
     """memory: bytes that weights and KV blocks may take on all nodes together. loaded: the default first. aliases: other names, and what
     each stands for. loading: names of models that are being fetched and read, before they are in `loaded`. failed: why models could not be
-    loaded, by name. known: those that were served at least once, the latest first."""
+    loaded, by name. known: those that were served at least once, the latest first. upstreams: other servers, as they were given."""
 
     models: list[ModelHere]
     pulls: list[PullView]
@@ -98,3 +115,4 @@ class ModelsView(msgspec.Struct, frozen=True):
     loading: list[str] = []
     failed: dict[str, str] = {}
     known: list[RegisteredModel] = []
+    upstreams: list[UpstreamView] = []

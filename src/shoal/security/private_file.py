@@ -63,12 +63,12 @@ def write_private(path: Path, data: bytes, *, fresh: bool = False) -> None:
         raise _unwritable(path, error) from error
 
 
-def read_private(path: Path) -> bytes:
-    """The file's bytes. Raises FileNotFoundError, and ConfigError if others may read it or it cannot be read."""
+def read_private(path: Path, remedy: str = "delete it and pair again") -> bytes:
+    """The file's bytes. remedy: what to do if somebody else has read it. Raises FileNotFoundError, and ConfigError if others may read it or it cannot be read."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            _check(status, path, "0600")
+            _check(status, path, "0600", remedy)
             data = file.read(_LARGEST + 1)
     except FileNotFoundError:
         raise
@@ -79,10 +79,10 @@ def read_private(path: Path) -> bytes:
     return data
 
 
-def _check(status: os.stat_result, path: Path, mode: str) -> None:
+def _check(status: os.stat_result, path: Path, mode: str, remedy: str = "delete it and pair again") -> None:
     if not hasattr(os, "geteuid"):  # modes have no meaning here
         return
     if status.st_uid not in (os.geteuid(), 0):
         raise ConfigError(f"{path} belongs to another user, who can read the key in it; `chown` it to the user who runs shoal")
     if stat.S_IMODE(status.st_mode) & 0o077:
-        raise ConfigError(f"{path} is open to other users; `chmod {mode} {path}` if nobody has read it, else delete it and pair again")
+        raise ConfigError(f"{path} is open to other users; `chmod {mode} {path}` if nobody has read it, else {remedy}")

@@ -21,6 +21,8 @@ OUTCOMES = ("complete", "failed", "left")
 """How an answer ends: whole, with an error, or because its client left."""
 CAUSES = ("lost", "left", "failed", "broken", "moved")
 """Of an interruption: a node was lost, left at once, or could not do its part; the route broke for another reason; layers were moved."""
+ENDINGS = ("served", "failed", "busy", "cancelled")
+"""How a request to an upstream ends: see serving.balancing.inquiry.Ending."""
 PARTS = ("fence", "load", "link", "refill", "resume")
 """Of an interruption, in order: see node.interruption."""
 
@@ -228,11 +230,40 @@ class PipelineMetrics(_Group):
         self.tokens.step(timing.parts, timing.sent)
 
 
+class UpstreamMetrics(_Group):
+    """Of other servers that answer for some models, by their URLs."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        values, seconds = self._values, self._seconds
+        self._ready = values("upstream_ready", "1 while it takes requests.", "upstream")
+        self._requests = values("upstream_requests_total", "Requests sent to it: served, failed, busy, or cancelled.", "upstream", "ending")
+        self._tokens = values("upstream_tokens_total", "Tokens of its answers and their prompts.", "upstream", "kind")
+        self._first = seconds("upstream_first_byte", "From sending it a request to the first byte of the answer.", "upstream")
+        self._whole = seconds("upstream_answer", "From sending it a request to the end of the answer that it served.", "upstream")
+
+    def state(self, url: str, ready: bool) -> None:
+        self._ready.set(ready, url)
+        for ending in ENDINGS:
+            self._requests.add(0, url, ending)
+
+    def request(self, url: str, ending: str, first: float, whole: float, prompt: int, completion: int) -> None:
+        """ending: one of ENDINGS. first: seconds to the first byte; 0: none came. whole: seconds to the end."""
+        self._requests.add(1, url, ending)
+        self._tokens.add(prompt, url, "prompt")
+        self._tokens.add(completion, url, "completion")
+        if first:
+            self._first.of(url).observe(first)
+        if ending == "served":
+            self._whole.of(url).observe(whole)
+
+
 class Metrics(Collector):
     """All of a head: one registry per head, so that several can live in one process."""
 
     def __init__(self) -> None:
         self.nodes = NodeMetrics()
+        self.upstreams = UpstreamMetrics()
         self.models: dict[str, ModelMetrics] = {}
         self.pipelines: dict[PipelineId, PipelineMetrics] = {}
         self._registry = CollectorRegistry()
@@ -246,7 +277,7 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Each metric once, with the values of all models and pipelines. May run in another thread than what counts."""
         families: dict[str, Metric] = {}
-        for group in (*self.models.values(), *self.pipelines.values(), self.nodes):
+        for group in (*self.models.values(), *self.pipelines.values(), self.nodes, self.upstreams):
             for collector in group.collectors:
                 for family in collector.collect():
                     if (known := families.setdefault(family.name, family)) is not family:

@@ -280,6 +280,8 @@ ELSEWHERE = {
     EventKind.CACHE: "tests/e2e/test_operator.py",
     EventKind.FETCHED: "tests/e2e/test_operator.py",
     EventKind.DEGRADED: "tests/e2e/test_expert_workers.py",
+    EventKind.AWAY: "tests/unit/node/test_upstream_views.py",
+    EventKind.BACK: "tests/unit/node/test_upstream_views.py",
     EventKind.FAULT: "tests/unit/node/test_coordinator.py",
 }
 """Kinds that are made in other tests."""

@@ -8,6 +8,7 @@ from shoal.gateway.caching.cache import AnswerCache
 from shoal.gateway.caching.engine import CachingEngine
 from shoal.gateway.engine import Engine
 from shoal.gateway.engines import Engines
+from shoal.observed.models import UpstreamView
 from shoal.observed.trace_span import TraceSpan
 
 
@@ -45,6 +46,13 @@ class CachingEngines:
         return self._engines.aliases
 
     @property
+    def upstreams(self) -> Sequence[UpstreamView]:
+        return self._engines.upstreams
+
+    def via(self, model: str) -> Sequence[str]:
+        return self._engines.via(model)
+
+    @property
     def states(self) -> Mapping[str, str]:
         return self._engines.states
 
@@ -63,6 +71,12 @@ class CachingEngines:
 
     def observe_cache(self, taken: int, evicted: int) -> None:
         self._engines.observe_cache(taken, evicted)
+
+    def observe_upstream(self, url: str, ending: str, first: float, whole: float, prompt: int, completion: int) -> None:
+        self._engines.observe_upstream(url, ending, first, whole, prompt, completion)
+
+    def upstream_changed(self, view: UpstreamView) -> None:
+        self._engines.upstream_changed(view)
 
     def traced(self, spans: Sequence[TraceSpan]) -> None:
         self._engines.traced(spans)

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
+from pydantic import Field
 
 from shoal.gateway.http.dialect import OPENAI
 from shoal.gateway.schema.contract import REFUSALS, contract
@@ -23,11 +24,20 @@ class ModelState(Shape):
     reason: str
 
 
+class UpstreamState(Shape):
+    url: str
+    ready: bool
+    reason: str
+    models: list[str]
+
+
 class Ready(Shape):
     ready: bool
     reason: str
     models: list[ModelState]
     """All that may be asked for, the default first."""
+    upstreams: list[UpstreamState] = Field(default_factory=list[UpstreamState])
+    """Other servers that answer for some of them; left out where there are none."""
 
 
 class Health(Live, Ready):
@@ -39,7 +49,13 @@ def routes(service: Service) -> APIRouter:
 
     def told(reason: str) -> dict[str, Any]:
         models = [{"name": name, "ready": not why, "reason": why} for name, why in service.engines.states.items()]
-        return {"ready": not reason, "reason": reason, "models": models}
+        told: dict[str, Any] = {"ready": not reason, "reason": reason, "models": models}
+        if upstreams := service.engines.upstreams:
+            told["upstreams"] = [
+                {"url": each.url, "ready": not each.state, "reason": each.state, "models": [model.name for model in each.models]}
+                for each in upstreams
+            ]
+        return told
 
     @router.get("/health", **contract(None, Health))
     async def health() -> dict[str, Any]:

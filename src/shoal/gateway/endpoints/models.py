@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
+from pydantic import Field
 
 from shoal.errors import NotReady
 from shoal.gateway.http.dialect import ANTHROPIC, VERSION, spoken, spoken_at
@@ -25,6 +26,9 @@ class ModelCard(Shape):
     """vLLM's field: the model that answers. Of an alias it is what the alias stands for."""
     max_model_len: int | None
     """vLLM's field: tokens of the longest prompt and answer, once known."""
+    via: list[str] = Field(default_factory=list[str])
+    """Ids of the servers that a request passes through, this one's first; left out where it has no upstreams. So servers that are upstreams
+    of each other do not offer one another what they have from there."""
 
 
 class ModelList(Shape):
@@ -73,7 +77,8 @@ def routes(service: Service) -> APIRouter:
         """When it was loaded, and tokens of the longest sequence."""
         engine = next((engine for engine in service.engines.all if engine.name == model), None)
         if engine is None:
-            return 0, None
+            elsewhere = [each for upstream in service.engines.upstreams for each in upstream.models if each.name == model]
+            return 0, max((each.context for each in elsewhere), default=0) or None
         try:
             return engine.created, engine.longest()
         except NotReady:
@@ -93,7 +98,8 @@ def routes(service: Service) -> APIRouter:
 
     def card(id: str, model: str) -> dict[str, Any]:
         created, tokens = known(model)
-        return {"id": id, "object": "model", "created": created, "owned_by": "shoal", "root": model, "max_model_len": tokens}
+        card = {"id": id, "object": "model", "created": created, "owned_by": "shoal", "root": model, "max_model_len": tokens}
+        return {**card, "via": [*via]} if (via := service.engines.via(model)) else card
 
     def to_anthropic(request: Request) -> bool:
         return spoken(_PATH, request.headers) is ANTHROPIC

@@ -13,6 +13,7 @@ from shoal.errors import (
     Forbidden,
     IdTaken,
     InvalidRequest,
+    Looped,
     NoRoom,
     NotAllowed,
     NotAuthenticated,
@@ -24,8 +25,11 @@ from shoal.errors import (
     ShuttingDown,
     TooLarge,
     UnknownAnswer,
+    UnknownEndpoint,
     UnknownModel,
     UnknownObject,
+    UpstreamBusy,
+    UpstreamFailed,
     UserError,
     WrongMediaType,
 )
@@ -74,6 +78,8 @@ def fault(error: ShoalError) -> Fault:
             return Fault(409, message, "invalid_request_error", "X-Request-Id", "id_taken")
         case UnknownAnswer():
             return Fault(404, message, "invalid_request_error", "id", "answer_not_found")
+        case UnknownEndpoint():
+            return Fault(404, message, "invalid_request_error", "model", "endpoint_not_found")
         case UnknownObject():
             return Fault(404, message, "invalid_request_error", "id", f"{error.kind}_not_found")
         case Conflict():
@@ -82,10 +88,16 @@ def fault(error: ShoalError) -> Fault:
             return Fault(413, message, "invalid_request_error", error.param, "no_room")
         case NotCached():
             return Fault(504, message, "invalid_request_error", "Cache-Control", "not_cached")
+        case Looped():
+            return Fault(508, message, "invalid_request_error", code="loop_detected")
         case UserError():
             return Fault(400, message, "invalid_request_error")
         case QueueFull():
             return Fault(429, message, "rate_limit_error", code="queue_full", retry_after=5)
+        case UpstreamBusy():
+            return Fault(429, message, "rate_limit_error", code="upstream_busy", retry_after=max(ceil(error.wait), 1))
+        case UpstreamFailed():
+            return Fault(502, message, "server_error", code="upstream_failed")
         case ShuttingDown():
             return Fault(503, message, "server_error", code="shutting_down", retry_after=10)
         case NotReady():

@@ -41,7 +41,9 @@ REFUSALS = {
     431: "The headers are too many or too large",
     499: "The client went away",
     503: "No model is served now, or the server is about to end; Retry-After says when to come again",
+    502: "The other server that has the model did not answer as it should",
     504: "No such answer is kept, and Cache-Control asks for no other",
+    508: "The request has come back from another server, to which this one sent it",
     529: "Anthropic's status for what is 503 elsewhere",
 }
 _OF_BODY = {JSON: (400, 413, 415), FORM: (400, 413)}

@@ -18,6 +18,7 @@ from shoal.gateway.workers.messages import Attached, FromHead, Names, ServedMode
 from shoal.gateway.workers.operations import RemoteOperator
 from shoal.gateway.workers.remote_engine import RemoteEngine
 from shoal.gateway.workers.remote_limiter import RemoteLimiter
+from shoal.observed.models import UpstreamView
 from shoal.observed.trace_span import TraceSpan
 
 Opened = Callable[[Path, Path | None, bool], ChatTokenizer]
@@ -36,6 +37,12 @@ class RemoteTelemetry:
     def observe_cache(self, taken: int, evicted: int) -> None:
         self._link.say(messages.Observed("", "cache", (taken, evicted)))
 
+    def observe_upstream(self, url: str, ending: str, first: float, whole: float, prompt: int, completion: int) -> None:
+        self._link.say(messages.Observed("", "upstream", (url, ending, first, whole, prompt, completion)))
+
+    def upstream_changed(self, view: UpstreamView) -> None:
+        self._link.say(messages.UpstreamChanged(view))
+
     def traced(self, spans: Sequence[TraceSpan]) -> None:
         self._link.say(messages.Traced([*spans]))
 
@@ -49,6 +56,8 @@ class RemoteEngines(ServedEngines):
     def __init__(self, channel: Channel[FromHead], welcome: Welcome, opened: Opened) -> None:
         self._channel, self._link, self._opened = channel, HeadLink(channel), opened
         self.settings, self._named = welcome.settings, welcome.named
+        self.server = welcome.server
+        """The id under which other servers know the head: all of its workers are one server."""
         self._remote: dict[str, RemoteEngine] = {}
         resumed = welcome.resumed
         engines = [self._engine(served, [each for each in resumed if each.model == served.name]) for served in welcome.engines]

@@ -11,6 +11,7 @@ from shoal.errors import ShoalError
 from shoal.facts import ModelFacts
 from shoal.gateway.auth.key import KeyId, KeyLimits
 from shoal.gateway.auth.limits import Allowance
+from shoal.observed.models import UpstreamView
 from shoal.observed.trace_span import TraceSpan
 from shoal.request import Request, RequestId, TokenChunk
 
@@ -194,6 +195,12 @@ class Traced(Message, frozen=True, tag=16):
     spans: list[TraceSpan]
 
 
+class UpstreamChanged(Message, frozen=True, tag=19):
+    """An upstream takes requests, or does not any more, or has other models."""
+
+    upstream: UpstreamView
+
+
 class Want(Message, frozen=True, tag=17):
     """A request asks for a model that has no engine here, by its name or an alias; None: the default."""
 
@@ -208,7 +215,9 @@ class Unwanted(Message, frozen=True, tag=18):
 
 
 Call = Begin | Find | Scrape | Enter | Operate | Want
-FromWorker = Join | Call | Cancel | EndChoice | Close | Forget | GiveBack | Leave | Spend | Finished | Observed | Traced | Unwanted
+FromWorker = (
+    Join | Call | Cancel | EndChoice | Close | Forget | GiveBack | Leave | Spend | Finished | Observed | Traced | Unwanted | UpstreamChanged
+)
 
 
 # From the head
@@ -221,6 +230,8 @@ class Welcome(Message, frozen=True, tag=20):
     engines: list[ServedModel]
     named: Names
     resumed: list[Attached]
+    server: str
+    """The head's id among servers."""
 
 
 class Changed(Message, frozen=True, tag=21):

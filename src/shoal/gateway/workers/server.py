@@ -22,6 +22,7 @@ from shoal.gateway.auth.limits import LocalLimiter
 from shoal.gateway.engine import Engine
 from shoal.gateway.engines import Engines
 from shoal.gateway.operator import Operator
+from shoal.gateway.upstream.hops import server_id
 from shoal.gateway.workers import messages
 from shoal.gateway.workers.channel import Channel
 from shoal.gateway.workers.messages import Failure, FromWorker, Reply, Status
@@ -34,7 +35,7 @@ log = structlog.get_logger()
 
 _LOOK = 0.1  # seconds between checks of the engines' states
 _OBSERVED = frozenset({"first_token", "answer", "request", "reuse"})
-_OBSERVED_OF_ALL = frozenset({"request", "cache"})
+_OBSERVED_OF_ALL = frozenset({"request", "cache", "upstream"})
 """What is counted, for a model and for all of them together."""
 
 
@@ -79,6 +80,7 @@ class EngineServer:
         """The engines as the workers know them."""
         self._named = self._names()
         self._limiter = LocalLimiter()
+        self._server_id = server_id()
         self._finishing = False
 
     async def start(self, path: Path) -> None:
@@ -225,7 +227,7 @@ class EngineServer:
     def _welcome(self, worker: _Worker) -> None:
         orphans = [self._answers[id] for id in self._orphans]
         served = [self._served(*told) for told in self._told.values()]
-        worker.channel.say(messages.Welcome(self._settings, served, self._named, [held.attached for held in orphans]))
+        worker.channel.say(messages.Welcome(self._settings, served, self._named, [held.attached for held in orphans], self._server_id))
         for held in orphans:
             self._attach(held, worker)
         if self._finishing:
@@ -278,6 +280,8 @@ class EngineServer:
                 self._observed(model, what, values)
             case messages.Traced(spans):
                 self._engines.traced(spans)
+            case messages.UpstreamChanged(upstream):
+                self._engines.upstream_changed(upstream)
             case messages.Join():
                 raise RemoteProtocolError("a second Join")
 

@@ -16,7 +16,7 @@ from shoal.gateway.service import Service
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", **contract(ChatRequest, ChatAnswer, 404, 409, 499, 504, streams=True, headers=CHOSEN))
+    @router.post("/v1/chat/completions", **contract(ChatRequest, ChatAnswer, 404, 409, 499, 502, 504, 508, streams=True, headers=CHOSEN))
     async def chat(request: Request) -> Response:
         return await service.respond(request, "chat", ChatRequest, chat_job)
 

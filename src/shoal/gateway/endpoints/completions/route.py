@@ -16,7 +16,9 @@ from shoal.gateway.service import Service
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/completions", **contract(CompletionRequest, CompletionAnswer, 404, 409, 499, 504, streams=True, headers=CHOSEN))
+    @router.post(
+        "/v1/completions", **contract(CompletionRequest, CompletionAnswer, 404, 409, 499, 502, 504, 508, streams=True, headers=CHOSEN)
+    )
     async def completions(request: Request) -> Response:
         return await service.respond(request, "completions", CompletionRequest, completion_job)
 

@@ -18,7 +18,7 @@ from shoal.gateway.service import Service, json_body, unless_left
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/embeddings", **contract(EmbeddingRequest, EmbeddingAnswer, 404, 499, 504))
+    @router.post("/v1/embeddings", **contract(EmbeddingRequest, EmbeddingAnswer, 404, 499, 502, 504, 508))
     async def embeddings(request: Request) -> Response:
         with service.observed("embeddings") as seen:
             raw = await json_body(request)

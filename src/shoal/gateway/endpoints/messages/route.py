@@ -23,7 +23,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post(
         "/v1/messages",
-        **contract(MessagesRequest, MessageAnswer, 404, 409, 499, 504, streams=True, headers=CHOSEN, dialects=_SPOKEN),
+        **contract(MessagesRequest, MessageAnswer, 404, 409, 499, 502, 504, 508, streams=True, headers=CHOSEN, dialects=_SPOKEN),
     )
     async def create(request: Request) -> Response:
         answer = await service.respond(request, "messages", MessagesRequest, message_job)

@@ -40,7 +40,7 @@ def page(items: Sequence[dict[str, Any]], limit: int, order: str, after: str | N
 def routes(service: Service, store: ResponseStore) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/responses", **contract(ResponseRequest, ResponseAnswer, 404, 409, 499, 504, streams=True, headers=CHOSEN))
+    @router.post("/v1/responses", **contract(ResponseRequest, ResponseAnswer, 404, 409, 499, 502, 504, 508, streams=True, headers=CHOSEN))
     async def create(request: Request) -> Response:
         prepare = partial(response_job, store=store)
         return await service.respond(request, "responses", ResponseRequest, prepare)
