@@ -309,7 +309,5 @@ def test_a_server_without_a_model_needs_upstreams() -> None:
     with pytest.raises(ConfigError, match="needs --upstream"):
         composed(HeadSettings, {"model": "none"})
     assert composed(HeadSettings, {"model": "none", "upstream": "http://one"}).models == []
-    with pytest.raises(ConfigError, match="mdns or none"):
-        composed(HeadSettings, {"model": "none", "upstream": "http://one", "discovery": "redis://r"})
     with pytest.raises(ConfigError, match="needs --upstream"):
         ApiSettings(upstream_key_file="keys")
