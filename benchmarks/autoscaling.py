@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.report import processor
+from shoal.config import ScalingSettings
 from shoal.observed.fleet_plan import StartReplica, StopReplica
 from shoal.serving.forecast import forecast
 from shoal.serving.scaling.autoscaler import Autoscaler
 from shoal.serving.scaling.expected_traffic import ExpectedTraffic
 from shoal.serving.scaling.load import ModelLoad, ReplicaLoad, ReplicaPhase
 from shoal.serving.scaling.room import places_for
-from shoal.serving.scaling.settings import ScalingSettings
 
 SLOTS, SERVICE, SIGMA, PREFILL = 8, 20.0, 0.6, 0.4
 TICK, DAY = 15.0, 86400

@@ -60,6 +60,13 @@ class Balancing(enum.StrEnum):
     SESSION_HASH = "session-hash"
 
 
+class MoreNodes(enum.StrEnum):
+    NONE = "none"
+    WEBHOOK = "webhook"
+    RAY = "ray"
+    KUBERNETES = "kubernetes"
+
+
 class NodeRole(enum.StrEnum):
     LAYERS = "layers"
     EXPERTS = "experts"
@@ -445,6 +452,69 @@ class ApiSettings(Settings):
         return parse_bytes(self.files_space)
 
 
+def check_webhook(url: str) -> None:
+    """Raises ConfigError. The message has no more of it than its host: the rest may hold a token."""
+    how = "write https://HOST/PATH, or http://HOST/PATH where nobody else listens"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:  # a port that is none, or a bracket too few
+        raise ConfigError(f"--webhook: {error}; {how}") from None
+    if parts.scheme not in ("http", "https") or not host or port == 0 or parts.fragment or not url.isascii() or not url.isprintable():
+        raise ConfigError(f"--webhook is no place for webhooks; {how}")
+    if "@" in parts.netloc:
+        raise ConfigError("--webhook takes no password: the receiver knows the sender by the signature")
+    try:
+        parse_host(host)
+    except ConfigError as error:
+        raise ConfigError(f"--webhook: {error}; {how}") from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScalingSettings(Settings):
+    """Of a model, or of all that have none of their own."""
+
+    replicas_min: int = setting(1, "Fewest replicas of a model; 0: none while nobody asks for it.", low=0, high=1024)
+    replicas_max: int = setting(1, "Most replicas of a model.", low=1, high=1024)
+    queue_target: float = setting(4.0, "Requests that may wait for each replica.", low=0.1, high=1e6)
+    first_token_target: float = setting(2.0, "Seconds in which 95 of 100 requests get their first token.", low=0.001, high=3600)
+    slots_target: float = setting(
+        0.75, "Share of a replica's slots that is taken, and of the tokens per second that it can do.", low=0.05, high=1
+    )
+    scale_tolerance: float = setting(0.1, "Share by which a figure may miss its target before anything changes.", low=0, high=0.5)
+    scale_up_after: float = setting(15.0, "Seconds that load has to ask for more replicas.", low=0, high=86400)
+    scale_down_after: float = setting(300.0, "Seconds that load has to be content with fewer replicas.", low=0, high=86400)
+    scale_up_cooldown: float = setting(30.0, "Seconds between two additions of replicas.", low=0, high=86400)
+    scale_down_cooldown: float = setting(300.0, "Seconds between any change and a removal of replicas.", low=0, high=86400)
+    scale_idle: float = setting(
+        600.0, "With --replicas-min 0: seconds without a request after which the last replica goes.", low=0, high=1e7
+    )
+    forecast: bool = setting(False, "Add replicas before the traffic of the day and the week needs them (needs shoal[forecast]).")
+    more_nodes: MoreNodes = setting(MoreNodes.NONE, "Whom to ask for nodes where replicas do not fit on those that are there.")
+    webhook: str = setting("", "With --more-nodes webhook: where the wish for nodes is sent, like https://HOST/PATH.")
+    webhook_secret_file: str = setting("", "File with the secret that webhooks are signed with; empty: SHOAL_WEBHOOK_SECRET holds it.")
+    stateful_set: str = setting("", "With --more-nodes kubernetes: name of the StatefulSet whose pods are the nodes.")
+
+    def check(self) -> None:
+        if self.replicas_min > self.replicas_max:
+            raise ContradictorySettings(f"--replicas-min {self.replicas_min} is more than --replicas-max {self.replicas_max}")
+        if (self.more_nodes is MoreNodes.WEBHOOK) != bool(self.webhook):
+            raise ContradictorySettings("--more-nodes webhook and --webhook URL belong together; give both, or none")
+        if self.webhook_secret_file and not self.webhook:
+            raise ContradictorySettings("--webhook-secret-file is of no use without --webhook URL")
+        if self.webhook:
+            check_webhook(self.webhook)
+        if (self.more_nodes is MoreNodes.KUBERNETES) != bool(self.stateful_set):
+            raise ContradictorySettings("--more-nodes kubernetes and --stateful-set NAME belong together; give both, or none")
+        if self.stateful_set and re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", self.stateful_set) is None:
+            raise ConfigError(f"--stateful-set {self.stateful_set} is no name of an object of Kubernetes")
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is scaled. With the bounds that are the defaults, a model has the copies that somebody asks for."""
+        return (self.replicas_min, self.replicas_max) != (1, 1)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSettings(Settings):
     """How one model is served: keys of [models.NAME] in the configuration file. What is not set there is as for all models."""
@@ -505,6 +575,7 @@ class HeadSettings(Settings):
 
     engine: EngineSettings = part(EngineSettings)
     api: ApiSettings = part(ApiSettings)
+    scaling: ScalingSettings = part(ScalingSettings)
 
     host: str = setting("127.0.0.1", "Address of this machine for the nodes. Nodes on other machines need the pairing code once.")
     secure: bool = setting(False, "Require the pairing code and encrypt even between processes of this machine.")
@@ -524,7 +595,9 @@ class HeadSettings(Settings):
     idle: float = setting(
         0.0, "Seconds after which a model that nobody asks for is unloaded; needs --on-demand; 0: never.", low=0, high=1e7
     )
-    replicas: int = setting(1, "Copies of each model, on different nodes; as many as the nodes have memory for.", low=1, high=64)
+    replicas: int = setting(
+        0, "Copies of each model, on different nodes; as many as the nodes have memory for; 0: one, or --replicas-min.", low=0, high=64
+    )
     heartbeat: float = setting(
         0.5, "Seconds between a node's heartbeats. A node that misses eight in a row counts as lost.", low=0.05, high=60
     )
@@ -544,12 +617,15 @@ class HeadSettings(Settings):
 
     def of_model(self, section: ModelSection | None) -> ModelSettings:
         """How a model is served. section: what is said of it alone; None: nothing. Raises ConfigError."""
+        values = {**values_of(self), "replicas": self.first_replicas}
         if section is None:
-            return composed(ModelSettings, values_of(self))
+            return composed(ModelSettings, values)
         try:
-            return composed(ModelSettings, {**values_of(self), **section.values})
+            model = composed(ModelSettings, {**values, **section.values})
+            self._check_replicas(model.replicas, "replicas =")
         except ConfigError as error:
             raise ConfigError(f"{section.where}: {error}") from None
+        return model
 
     @property
     def models(self) -> list[str]:
@@ -583,10 +659,38 @@ class HeadSettings(Settings):
             raise ContradictorySettings("--idle unloads models that requests load again: it needs --on-demand")
         if self.spares >= self.max_nodes:
             raise ContradictorySettings(f"--spares {self.spares} leaves no node to serve: --max-nodes is {self.max_nodes}")
+        self._check_scaling()
         if self.state_folder is not None and self.state_folder.exists() and not self.state_folder.is_dir():
             raise ConfigError(f"--state {self.state} is a file; name a folder, or none")
         for section in self.sections:
             self.of_model(section)
+
+    def _check_scaling(self) -> None:
+        """Raises ConfigError."""
+        scaling = self.scaling
+        if not scaling.on:
+            used = {"--forecast": scaling.forecast, "--more-nodes": scaling.more_nodes is not MoreNodes.NONE}
+            if flag := next((flag for flag, given in used.items() if given), None):
+                raise ContradictorySettings(f"{flag} is for models that are scaled: give --replicas-max, or --replicas-min 0, too")
+            return
+        if self.replicas:
+            self._check_replicas(self.replicas, "--replicas")
+        if self.idle:
+            raise ContradictorySettings(
+                "--idle and --replicas-max exclude each other: with --replicas-min 0, models go after --scale-idle seconds"
+            )
+
+    def _check_replicas(self, replicas: int, setting: str) -> None:
+        """Raises ConfigError."""
+        scaling = self.scaling
+        if scaling.on and not max(scaling.replicas_min, 1) <= replicas <= scaling.replicas_max:
+            bounds = f"--replicas-min {scaling.replicas_min} and --replicas-max {scaling.replicas_max}"
+            raise ContradictorySettings(f"{setting} {replicas} is not within {bounds}; leave it out to begin with the fewest")
+
+    @property
+    def first_replicas(self) -> int:
+        """Copies with which a model begins."""
+        return self.replicas or max(self.scaling.replicas_min, 1)
 
     @property
     def state_folder(self) -> Path | None:

@@ -58,6 +58,12 @@ def test_a_variable_that_means_nothing_is_told(home: dict[str, str]) -> None:
     assert "SHOAL_SLOT is not a variable of shoal (did you mean 'SHOAL_SLOTS'?)" in done.stderr
 
 
+def test_the_webhook_and_its_secret_are_known_and_not_shown(home: dict[str, str]) -> None:
+    write(home, '[head]\nreplicas-max = 2\nmore-nodes = "webhook"\nwebhook = "https://there/hook?token=hush"\n')
+    done = shoal("config", "show", **home, SHOAL_WEBHOOK_SECRET="whsec_hush")
+    assert done.returncode == 0 and "hush" not in done.stdout + done.stderr and "SHOAL_WEBHOOK_SECRET" not in done.stderr
+
+
 def test_init_writes_once_for_its_owner_alone_and_never_again(home: dict[str, str]) -> None:
     assert shoal("config", "init", **home).returncode == 0
     path = Path(shoal("config", "path", **home).stdout.strip())

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,37 @@ def test_nothing_is_left_when_it_is_told_to_end(up: RayUp) -> None:
     assert up.process.wait() == 0
     gone(processes)
     assert up.process.said.count("Traceback") == 0
+
+
+def test_a_copy_that_finds_no_room_gets_a_node_of_ray(machines: RayMachines, tmp_path: Path) -> None:
+    quick = ("--slots=2", "--context=512", "--scale-up-after=1", "--scale-up-cooldown=1", "--first-token-target=600")
+    made = RayUp(tmp_path, machines, "--nodes=1", "--replicas-max=2", "--more-nodes=ray", "--max-nodes=2", *quick)
+    over = threading.Event()
+
+    try:
+        made.until_nodes(1)
+        expected = made.answer()
+
+        def ask() -> None:
+            while not over.is_set():
+                assert made.answer() == expected
+
+        with ThreadPoolExecutor(5) as pool:
+            asked = [pool.submit(ask) for _ in range(5)]
+            until(lambda: len(actors("NodeActor")) == 2, lambda: made.said, bound=4 * BOUND)
+            made.until_nodes(2)
+            over.set()
+            for one in asked:
+                one.result()
+        assert "2 nodes from now on, not 1" in made.process.said
+        made.command("scale", "1", "--at-least")
+        done = made.http.get("/operator/events", params={"kind": "scaled", "limit": 1000}).json()["events"]
+        assert any("Ray is asked for 2 nodes in all" in event["message"] for event in done), done
+        assert any(f"{MODEL}/2 is added on" in event["message"] for event in done), done
+        assert len(actors("NodeActor")) == 2
+    finally:
+        over.set()
+        made.end()
 
 
 def test_it_waits_for_machines_and_leaves_nothing_when_it_is_killed(machines: RayMachines, tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ class ToyEngine(ModelEngine):
         self.offer, self.model = offer, offer.model
         self.resume = 0.0
         self.used = coordinator.now()
+        self.watch = None
         self.copies = Copies(settings.api.balance, coordinator.now, chance, self._moved, self._tell)
         self._coordinator, self._all_metrics = coordinator, metrics
         self._metrics = metrics.models[name] = ModelMetrics(name)

@@ -20,6 +20,7 @@ from shoal.observed.cluster import (
     StageView,
 )
 from shoal.observed.event import EventKind, EventPage
+from shoal.observed.fleet_plan import AskForNodes, FleetPlan, LoadSignal, ModelPlan, ScalingHold, StartReplica, StopReplica
 from shoal.observed.history import History
 from shoal.observed.models import ModelHere, ModelsView, PullView
 from shoal.observed.requests import HopSpan, RecoverySpan, RequestView, StepSpan, Timeline
@@ -71,6 +72,12 @@ class FixedOperator:
 
     async def events(self, after: int, limit: int, kinds: Sequence[EventKind], node: str) -> EventPage:
         return self.ring.page(after, limit, kinds, node)
+
+    async def fleet_plan(self) -> FleetPlan:
+        signal = LoadSignal("queue", 6.0, 4.0, 1.5)
+        actions = (StartReplica(2, ("b",)), StopReplica(3, HOSTILE), AskForNodes(1, 1, "webhook"))
+        hold = ScalingHold("room", "no room", missing=1 << 20)
+        return FleetPlan(100.0, (ModelPlan("toy", 1, 0, 2, 2, "busy", (signal,), actions, (hold,)),))
 
     async def history(self) -> History:
         return History([60.0, 120.0], [1.5, 0.0], [0.1, None], [0.2, None], [3, 0], [0.5, 0.0], [1 << 30, 1 << 30], [2, 1])

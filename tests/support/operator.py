@@ -26,6 +26,7 @@ from shoal.observed.cluster import (
     StageView,
 )
 from shoal.observed.event import ClusterEvent, EventKind, EventPage
+from shoal.observed.fleet_plan import FleetPlan
 from shoal.observed.history import SAMPLES, STEP, History
 from shoal.observed.models import LoadedModel, ModelHere, ModelsView, PullView
 from shoal.observed.requests import HopSpan, RecoverySpan, RequestView, StepSpan, Timeline
@@ -173,6 +174,9 @@ class FakeOperator:
     async def events(self, after: int, limit: int, kinds: Sequence[EventKind], node: str) -> EventPage:
         found = [e for e in self.happened if e.number > after and (not kinds or e.kind in kinds) and node in ("", e.node)]
         return EventPage(found[-limit:], len(self.happened), 1 if self.happened else 0)
+
+    async def fleet_plan(self) -> FleetPlan:
+        return FleetPlan(time(), (), on=False)
 
     async def history(self) -> History:
         return self.day or history(time())

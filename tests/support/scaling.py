@@ -7,11 +7,11 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+from shoal.config import ScalingSettings
 from shoal.observed.fleet_plan import FleetPlan, ModelPlan, StartReplica, StopReplica
 from shoal.serving.scaling.autoscaler import Autoscaler
 from shoal.serving.scaling.load import ModelLoad, ReplicaLoad, ReplicaPhase
 from shoal.serving.scaling.room import RoomCheck, places_for
-from shoal.serving.scaling.settings import ScalingSettings
 
 SLOTS = 8
 

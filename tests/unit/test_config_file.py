@@ -184,8 +184,21 @@ def test_settings_that_go_together_may_be_set_in_any_order(tmp_path: Path) -> No
     head = from_environment(HeadSettings, {}, {}, {k.replace("-", "_"): v for k, v in file.section("head").items()})
     values = {key.replace("-", "_"): value for key, value in file.section("models.x").items()}
     assert (head.idle, head.of_model(ModelSection("x", "here", values)).gathered) == (900, 64)
-    with pytest.raises(ConfigError, match="needs --on-demand"):
-        from_environment(HeadSettings, {}, {}, {"idle": 900.0})
+    assert written(tmp_path, "[head]\nreplicas-max = 4\nreplicas-min = 2\n").section("head")
+    for values, words in (
+        ({"idle": 900.0}, "needs --on-demand"),
+        ({"replicas_min": 5, "replicas_max": 4}, "is more than --replicas-max 4"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            from_environment(HeadSettings, {}, {}, values)
+
+
+def test_the_copies_that_a_section_asks_for_are_within_the_bounds_of_scaling() -> None:
+    head = from_environment(HeadSettings, {}, {}, {"replicas_min": 2, "replicas_max": 4})
+    assert head.of_model(None).replicas == 2, "it begins with the fewest"
+    assert head.of_model(ModelSection("x", "shoal.toml:7", {"replicas": 3})).replicas == 3
+    with pytest.raises(ConfigError, match=r"shoal.toml:7: replicas = 5 is not within --replicas-min 2 and --replicas-max 4"):
+        head.of_model(ModelSection("x", "shoal.toml:7", {"replicas": 5}))
 
 
 def test_the_command_line_goes_before_the_environment_and_that_before_the_file() -> None:

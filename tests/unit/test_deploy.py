@@ -12,6 +12,7 @@ import pytest
 from shoal.control import messages as control
 from shoal.pipeline.timing import StepTiming
 from shoal.scheduler.plan import StageTrace
+from shoal.telemetry.metrics import ScalingMetrics
 from tests.support.dashboard import Query, dashboard, queries
 from tests.support.metered import Metered
 from tests.support.prometheus import DEPLOY, promtool
@@ -35,6 +36,7 @@ def everything() -> str:
     metrics.experts.add(1, [3, 4])
     metrics.experts.add_reads(asdict(control.ExpertReads(guesses=1)))
     made.model.requests.add(1, "chat", "accepted")
+    made.all.scaling = ScalingMetrics()
     metrics.waiting_of.set(1, "normal")
     metrics.stage_layers.set(1, "a", "0")
     for gauge in (

@@ -28,6 +28,7 @@ export const KINDS = [
   "rejected",
   "cache",
   "fetched",
+  "scaled",
   "away",
   "back",
   "fault",

@@ -13,7 +13,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from shoal import __version__
-from shoal.cli import commands, configuration, garbage, keys, models, nodes, ray, service
+from shoal.cli import commands, configuration, fleet, garbage, keys, models, nodes, ray, service
 from shoal.cli.log_format import LogFormat
 from shoal.cli.options import LogLines, Verbose, from_file, loaded, sections
 from shoal.environment import keep_to_own_folders, mute_grpc
@@ -55,6 +55,7 @@ def options(
 
 commands.register(app)
 app.add_typer(configuration.app, name="config")
+app.add_typer(fleet.app, name="fleet")
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(nodes.app, name="nodes")

@@ -22,6 +22,7 @@ from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.server import listening
 from shoal.launch.keys import head_credentials
 from shoal.launch.local import local_cluster
+from shoal.launch.scaling import check_scaling, scaler_of
 from shoal.launch.upstream_keys import upstream_keys
 from shoal.models.description import Description, listed
 from shoal.models.sections import section_of
@@ -30,6 +31,7 @@ from shoal.node.head import Head
 from shoal.node.host_environment import HostEnvironment
 from shoal.node.model_engine import ModelOffer
 from shoal.node.model_keeper import ModelKeeper
+from shoal.node.scaler import Scaler
 from shoal.serving.registry_store import RegistryStore
 from shoal.telemetry.traces import check_installed
 
@@ -101,10 +103,12 @@ def model_keeper(head: Head, settings: HeadSettings) -> ModelKeeper:
     return keeper
 
 
-async def _told(keeper: ModelKeeper, reporting: Coroutine[Any, Any, None]) -> None:
-    """Reports, and keeps models loaded and unloaded, until it is cancelled."""
+async def _told(keeper: ModelKeeper, scaler: Scaler, reporting: Coroutine[Any, Any, None]) -> None:
+    """Reports, and keeps models loaded, unloaded and scaled, until it is cancelled."""
     async with asyncio.TaskGroup() as group:
         group.create_task(keeper.run())
+        if scaler.on:
+            group.create_task(scaler.run())
         group.create_task(reporting)
 
 
@@ -134,6 +138,7 @@ async def _up_with(
 ) -> None:
     async with local_cluster(settings, node, offers, nodes) as cluster:
         keeper = model_keeper(cluster.head, settings)
+        scaler = scaler_of(cluster.head, keeper, settings)
         api = api_of(cluster.head, keeper, settings, address)
         if offers:
             with err.status("loading the model" if len(offers) == 1 else "loading the models"):
@@ -145,7 +150,7 @@ async def _up_with(
         line(f"more nodes: {joining}{_elsewhere(settings)}")
         line("Ctrl-C ends all")
         async with pairing_desk(settings, head, joining):
-            await serve_api(head, api, stop, _told(keeper, _report(head, cluster.endings)), settings.api.grace)
+            await serve_api(head, api, stop, _told(keeper, scaler, _report(head, cluster.endings)), settings.api.grace)
 
 
 async def _serve(settings: HeadSettings) -> None:
@@ -160,6 +165,7 @@ async def _serve_models(settings: HeadSettings, offers: Sequence[ModelOffer], ad
     await head.start()
     try:
         keeper = model_keeper(head, settings)
+        scaler = scaler_of(head, keeper, settings)
         api = api_of(head, keeper, settings, address)
         joining = f"shoal join {join_host_port(reached_at(settings.host), head.control_port)}"
         line(f"API on {http_url(reached_at(settings.api.api_host), api.port)}/v1")
@@ -168,7 +174,7 @@ async def _serve_models(settings: HeadSettings, offers: Sequence[ModelOffer], ad
             pairing_desk(settings, head, joining) as pairing_port,
             announced(head, pairing_port),
         ):
-            await serve_api(head, api, stop, _told(keeper, _report(head)), settings.api.grace)
+            await serve_api(head, api, stop, _told(keeper, scaler, _report(head)), settings.api.grace)
     finally:
         await head.stop()
 
@@ -216,6 +222,7 @@ async def _report(head: Head, endings: Callable[[], list[str]] = list) -> None:
 def up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
     move_in()
     check_installed(settings.api.traces)
+    check_scaling(settings)
     _check_open(settings)
     upstream_keys(settings.api)
     run(_up(settings, node, nodes))
@@ -225,6 +232,7 @@ def serve(settings: HeadSettings) -> None:
     move_in()
     check_announcing(settings)
     check_installed(settings.api.traces)
+    check_scaling(settings)
     _check_open(settings)
     upstream_keys(settings.api)
     run(_serve(settings.kept_by_default()))

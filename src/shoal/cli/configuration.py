@@ -19,7 +19,7 @@ from shoal.spelling import suggestion
 
 app = typer.Typer(help="Show settings and where each comes from; write a configuration file.", no_args_is_help=True)
 
-_OTHERS = {"SHOAL_CACHE", "SHOAL_HOME", "SHOAL_CONFIG"}
+_OTHERS = {"SHOAL_CACHE", "SHOAL_HOME", "SHOAL_CONFIG", "SHOAL_WEBHOOK_SECRET"}
 _SECTIONS = {
     "": "Of every command.",
     "head": "shoal up and shoal serve; its model settings hold for what run, chat, batch, plan and bench start here, too.",

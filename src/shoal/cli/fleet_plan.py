@@ -1,4 +1,4 @@
-"""What `fleet plan` shows: the replicas of each model, what would change, and why."""
+"""`fleet plan`: the replicas of each model of a running server, what would change, and why."""
 
 from __future__ import annotations
 
@@ -9,8 +9,24 @@ import msgspec
 from rich.console import Group
 from rich.text import Text
 
-from shoal.cli.show import Rows, plain
+from shoal.cli.asking import ChatOptions
+from shoal.cli.loop import run
+from shoal.cli.operator_client import OperatorClient
+from shoal.cli.show import Rows, emit, out, plain
 from shoal.observed.fleet_plan import AskForNodes, FleetPlan, LoadSignal, ModelPlan, PlannedAction, SignalName, StartReplica, StopReplica
+
+
+async def _asked(asking: ChatOptions) -> FleetPlan:
+    async with OperatorClient(asking) as client:
+        return await client.fleet_plan()
+
+
+def fleet_plan(asking: ChatOptions, as_json: bool) -> None:
+    plan = run(_asked(asking))
+    if as_json:
+        emit(fleet_plan_values(plan))
+    else:
+        out.print(fleet_plan_shown(plan))
 
 
 def fleet_plan_shown(plan: FleetPlan) -> Group:
@@ -19,12 +35,14 @@ def fleet_plan_shown(plan: FleetPlan) -> Group:
         return Group("the fleet has no models")
     details = [line for told in plan.models for line in _details(told)]
     known = [name for name in get_args(SignalName) if any(signal.name == name for told in plan.models for signal in told.signals)]
+    details += [] if plan.on else [Text("nothing is scaled here; --replicas-max, or --replicas-min 0, has the server do it")]
     return Group(Rows([_row(told, known) for told in plan.models]), *details)
 
 
 def fleet_plan_values(plan: FleetPlan) -> dict[str, Any]:
     """For a script. Seconds, bytes and replicas are numbers."""
     return {
+        "on": plan.on,
         "models": [
             {
                 "model": told.model,
@@ -45,7 +63,7 @@ def fleet_plan_values(plan: FleetPlan) -> dict[str, Any]:
                 "forecast": told.forecast,
             }
             for told in plan.models
-        ]
+        ],
     }
 
 

@@ -133,7 +133,8 @@ def search_models(
 Server = Annotated[str, flag("--url", "The server, like http://192.168.1.20:8000; empty: on this machine.", also=("OPENAI_BASE_URL",))]
 
 
-def _asking(context: typer.Context, url: str, key: str) -> ChatOptions:
+def asking(context: typer.Context, url: str, key: str) -> ChatOptions:
+    """The server that a command asks."""
     from shoal.cli.asking import ChatOptions
     from shoal.cli.console import here
 
@@ -146,7 +147,7 @@ def served_models(context: typer.Context, url: Server = "", api_key: Key = "", a
     """List the models that a running server serves. Example: [bold]shoal models served[/bold]"""
     from shoal.cli import served_models as work
 
-    work.served(_asking(context, url, api_key), as_json)
+    work.served(asking(context, url, api_key), as_json)
 
 
 @app.command("show")
@@ -157,7 +158,7 @@ def show_model(context: typer.Context, name: Name, url: Server = "", api_key: Ke
     """
     from shoal.cli import served_models as work
 
-    work.known(_asking(context, url, api_key), name, as_json)
+    work.known(asking(context, url, api_key), name, as_json)
 
 
 @app.command("load")
@@ -172,7 +173,7 @@ def load_model(
     """Have a running server serve one more model. Example: [bold]shoal models load tinyllama-1.1b[/bold]"""
     from shoal.cli import served_models as work
 
-    work.load(_asking(context, url, api_key), name, replicas, not no_wait)
+    work.load(asking(context, url, api_key), name, replicas, not no_wait)
 
 
 @app.command("unload")
@@ -180,7 +181,7 @@ def unload_model(context: typer.Context, name: Name, url: Server = "", api_key: 
     """Have a running server serve a model no more. Its unfinished requests end. Example: [bold]shoal models unload tinyllama-1.1b[/bold]"""
     from shoal.cli import served_models as work
 
-    work.unload(_asking(context, url, api_key), name)
+    work.unload(asking(context, url, api_key), name)
 
 
 @app.command("alias")
@@ -196,7 +197,7 @@ def alias_model(
     """Give a model of a running server another name. Example: [bold]shoal models alias gpt-4o-mini qwen2.5-coder-1.5b[/bold]"""
     from shoal.cli import served_models as work
 
-    work.alias(_asking(context, url, api_key), alias, model)
+    work.alias(asking(context, url, api_key), alias, model)
 
 
 def _row(hit: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from shoal.errors import ClusterError, Conflict, InvalidRequest
 from shoal.gateway.endpoints.operator.wire import RequestList
 from shoal.observed.cluster import ActionResult, ClusterView
 from shoal.observed.event import EventPage
+from shoal.observed.fleet_plan import FleetPlan
 from shoal.observed.models import ModelsView
 from shoal.observed.requests import RequestView, Timeline
 
@@ -66,6 +67,9 @@ class OperatorClient:
 
     async def models(self) -> ModelsView:
         return await self._get("models", ModelsView)
+
+    async def fleet_plan(self) -> FleetPlan:
+        return await self._get("fleet-plan", FleetPlan)
 
     async def change_models(self, body: Mapping[str, object]) -> ActionResult:
         """body: see gateway.endpoints.operator.wire.ModelsBody. Raises Conflict with the reason if it is not done."""

@@ -28,6 +28,7 @@ from shoal.config import (
     ModelSettings,
     NodeSettings,
     RuntimeName,
+    ScalingSettings,
     Setting,
     Settings,
     composed,
@@ -38,7 +39,7 @@ from shoal.config_file import MODELS, ConfigFile, FileKey, Sections, header, rea
 from shoal.errors import ConfigError, ContradictorySettings
 from shoal.folders import config_file, config_is_named
 
-_PANELS: dict[type[Settings], str] = {EngineSettings: "Model", ApiSettings: "API", HeadSettings: "Cluster"}
+_PANELS: dict[type[Settings], str] = {EngineSettings: "Model", ApiSettings: "API", HeadSettings: "Cluster", ScalingSettings: "Autoscaling"}
 
 
 _ROLES: dict[str, type[Settings]] = {"head": HeadSettings, "node": NodeSettings}
@@ -176,7 +177,7 @@ def _of_role(role: type[Settings]) -> dict[str, FileKey]:
             setting.help,
             setting.default,
             functools.partial(_alone, role, setting.name),
-            setting.name in ("code",),
+            setting.name in ("code", "webhook"),
             ("SHOAL_" + setting.name.upper(),),
         )
         for setting in settings_of(role)

@@ -69,9 +69,10 @@ def scale(
     nodes: Annotated[int, typer.Argument(help="Nodes from now on.", min=1, max=1024)],
     cluster: Cluster = "shoal",
     address: Address = "auto",
+    at_least: Annotated[bool, flag("--at-least", "Change nothing if there are more.")] = False,
 ) -> None:
     """Give a running cluster more or fewer nodes. A node that goes moves its layers first. Example: [bold]shoal ray scale 6[/bold]"""
-    _order(nodes, cluster, address)
+    _order(nodes, cluster, address, at_least)
 
 
 @app.command("down")
@@ -80,9 +81,9 @@ def down(cluster: Cluster = "shoal", address: Address = "auto") -> None:
     _order(0, cluster, address)
 
 
-def _order(nodes: int, cluster: str, address: str) -> None:
+def _order(nodes: int, cluster: str, address: str, at_least: bool = False) -> None:
     check_installed()
     from shoal.ray_cluster.cluster import connect, order
 
     connect(address)
-    order(cluster, nodes)
+    order(cluster, nodes, at_least)

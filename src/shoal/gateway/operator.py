@@ -7,6 +7,7 @@ from typing import Protocol
 
 from shoal.observed.cluster import ActionResult, ClusterView, ExpertsView, Invitation, NodeAction, PlanView
 from shoal.observed.event import EventKind, EventPage
+from shoal.observed.fleet_plan import FleetPlan
 from shoal.observed.history import History
 from shoal.observed.models import ModelsView
 from shoal.observed.requests import RequestView, Timeline
@@ -37,6 +38,10 @@ class Operator(Protocol):
     async def pull(self, model: str) -> ActionResult: ...
     async def load(self, model: str, replicas: int) -> ActionResult:
         """Begins to serve one more model. replicas: copies; 0: as many as last time."""
+        ...
+
+    async def fleet_plan(self) -> FleetPlan:
+        """What would be done about the copies of models. Asking changes nothing."""
         ...
 
     async def unload(self, model: str) -> ActionResult:

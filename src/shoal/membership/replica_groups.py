@@ -84,6 +84,10 @@ class ReplicaGroups:
                 dealt[node] = min(groups, key=lambda replica: (self._speed(replica, dealt, nodes), replicas.index(replica)))
         self.replica_of = dealt
 
+    def met(self, replica: int, nodes: Mapping[int, NodeProfile]) -> bool:
+        """Whether a copy has what it needs of the nodes that were dealt."""
+        return self._met(replica, self.replica_of, nodes)
+
     def _better(self, count: int, replicas: Sequence[int], nodes: Mapping[int, NodeProfile], before: Dealt) -> Dealt | None:
         """So that that many copies are served; None: it is not possible."""
         anew = self._anew(count, replicas, nodes, before)

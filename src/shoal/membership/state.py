@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
+from types import MappingProxyType
 
 from shoal.errors import CapacityError
 from shoal.membership import events
@@ -19,6 +20,7 @@ from shoal.membership.instructions import Dismiss, HoldExperts, Instruction, Loa
 from shoal.membership.members import Members
 from shoal.membership.planner import Planner
 from shoal.membership.replica_groups import CopyNeed, ReplicaGroups
+from shoal.membership.replica_room import CopyTerms, CopyThere, ReplicaRoom
 from shoal.membership.route_machine import RouteMachine
 from shoal.membership.words import pace
 from shoal.observed.event import EventKind
@@ -92,6 +94,21 @@ class Cluster:
         except CapacityError as error:
             return str(error)
         return ""
+
+    def room(self, now: float, known: Mapping[str, CopyTerms] = MappingProxyType({})) -> ReplicaRoom:
+        """Where more copies would run. known: terms of models without a pipeline."""
+        nodes = {node: member.profile for node, member in self.members.available(now).items()}
+        copies = [
+            CopyThere(
+                id,
+                pipeline.placed,
+                {node: size for node in nodes if (size := pipeline.takes(node))},
+                frozenset(node for node in nodes if pipeline.needs(node)),
+            )
+            for id, pipeline in self.pipelines.items()
+        ]
+        own = {id.model: CopyTerms(terms.need, terms.pinned, dict(self._groups[id.model].replica_of)) for id, terms in self._terms.items()}
+        return ReplicaRoom(nodes, copies, {**known, **own})
 
     def pinned(self, id: PipelineId) -> frozenset[str]:
         """Names of the nodes that may serve it; empty: all."""

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from shoal import __version__
-from shoal.config import HeadSettings, parse_bytes
+from shoal.config import HeadSettings, MoreNodes, parse_bytes
 from shoal.control import messages as control
 from shoal.control.server import NodeConnection
 from shoal.discovery.topology import MAX_NAME, Topology
@@ -18,7 +18,7 @@ from shoal.errors import ClusterError, ProtocolError
 from shoal.membership import events, instructions
 from shoal.membership.admission import AdmissionRules
 from shoal.membership.replica_groups import CopyNeed
-from shoal.membership.route_machine import WAITING
+from shoal.membership.route_machine import SERVING, WAITING
 from shoal.membership.state import Cluster, Terms
 from shoal.node.environment import Environment, Listener
 from shoal.node.links import accept_link, greeted
@@ -419,13 +419,13 @@ class Coordinator:
             self.recorder.events.add(EventKind.LOADED, words, member.name, figures)
 
     async def until_ready(self) -> None:
-        """Waits until all models are served, but for those that wait for nodes that they are pinned to. Raises ClusterError if the nodes that
-        joined cannot serve the others."""
-        while not all(runner.serving or self._awaits_nodes(runner) for runner in self.runners.values()):
-            for runner in self.runners.values():
-                pipeline = runner.pipeline
-                if self._in_vain(runner) and not self._awaits_nodes(runner):
-                    raise ClusterError(pipeline.why if len(self.runners) < 2 else f"{pipeline.id}: {pipeline.why}")
+        """Waits until all models are served, and of those that are scaled one copy, but for those that wait for nodes that they are pinned
+        to. Raises ClusterError if the nodes that joined cannot serve the others, unless further nodes are asked for."""
+        while not all(runner.serving or self._awaits_nodes(runner) or self._spared(runner, SERVING) for runner in self.runners.values()):
+            for runner in self.runners.values() if self.settings.scaling.more_nodes is MoreNodes.NONE else ():
+                if self._in_vain(runner) and not self._awaits_nodes(runner) and not self._spared(runner):
+                    why = runner.pipeline.why
+                    raise ClusterError(why if len(self.runners) < 2 else f"{runner.pipeline.id}: {why}")
             self.changed.clear()
             await self.changed.wait()
 
@@ -437,6 +437,11 @@ class Coordinator:
 
     def _awaits_nodes(self, runner: PipelineRunner) -> bool:
         return self._in_vain(runner) and bool(self.cluster.awaited(runner.pipeline.id))
+
+    def _spared(self, runner: PipelineRunner, state: str = "") -> bool:
+        """Whether models are scaled, and another copy of this one is in that state; '': in any but waiting for nodes."""
+        others = [other.pipeline for id, other in self.runners.items() if id.model == runner.pipeline.id.model and other is not runner]
+        return self.settings.scaling.on and any(other.state == state if state else other.state != WAITING for other in others)
 
     async def _accept(self, stream: FrameStream) -> None:
         """Takes a last stage's link to the head, or any other peer's."""

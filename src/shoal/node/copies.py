@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from random import Random
 
 import structlog
@@ -36,6 +36,8 @@ class Copies:
     ) -> None:
         """now: the head's clock. moved: is told of a request that goes on at another copy. told: of the health of copies, in words."""
         self.runners: dict[int, PipelineRunner] = {}
+        self.stopping: set[int] = set()
+        """Copies that get no more requests: each goes when it has finished what it has."""
         self._balancer = Balancer[int](strategy, chance)
         self._now, self._moved, self._told = now, moved, told
         self._flights: dict[str, tuple[Flight[int], list[RequestId]]] = {}
@@ -56,7 +58,7 @@ class Copies:
     def chosen(self, requests: Sequence[Request], tried: Collection[int] = ()) -> tuple[int, Inquiry]:
         """The copy for an answer, and what was asked about. tried: copies that refused it. Raises NotReady."""
         self._settle()
-        serving = [number for number, runner in self.runners.items() if runner.serving and number not in tried]
+        serving = [number for number, runner in self._staying.items() if runner.serving and number not in tried]
         prompt = requests[0].prompt if requests else []
         inquiry = Inquiry(sum(len(request.prompt) for request in requests), block_names(prompt, BLOCK_TOKENS) if len(serving) > 1 else ())
         if len(serving) > 1 and (found := self._balancer.choose(inquiry, self._now(), tried)) is not None:
@@ -66,11 +68,19 @@ class Copies:
 
     def least_loaded(self, tried: Collection[int] = ()) -> PipelineRunner:
         """Of those that serve, or else will again in moments. Raises NotReady."""
-        left = [runner for number, runner in self.runners.items() if number not in tried]
+        left = [runner for number, runner in self._staying.items() if number not in tried]
         able = [runner for runner in left if runner.serving] or [runner for runner in left if runner.able]
         if not able:
             raise NotReady(f"no model is served now: {self.progress}")
         return min(able, key=lambda runner: len(runner.requests))
+
+    @property
+    def _staying(self) -> Mapping[int, PipelineRunner]:
+        """Copies that may take requests: one that is to stop only where no other can."""
+        if not self.stopping:
+            return self.runners
+        staying = {number: runner for number, runner in self.runners.items() if number not in self.stopping}
+        return staying if any(runner.able for runner in staying.values()) else self.runners
 
     def offered(self, answer: str, requests: Sequence[Request]) -> Iterator[PipelineRunner]:
         """The copies to try for an answer, best first: the next one is asked for if one has no room. `ended` must follow. Raises NotReady
@@ -113,12 +123,13 @@ class Copies:
 
     def _settle(self) -> None:
         """Those that serve may be chosen, and no others."""
-        now = self._now()
+        now, staying = self._now(), self._staying
         for number, runner in self.runners.items():
-            if runner.serving and number not in self._balancer and (placement := runner.pipeline.placement) is not None:
+            serving = runner.serving and number in staying
+            if serving and number not in self._balancer and (placement := runner.pipeline.placement) is not None:
                 blocks = blocks_of(placement.kv_tokens)
                 self._balancer.add(number, now, Traits(speed=placement.tokens_per_second, slots=runner.model.engine.slots, blocks=blocks))
-            elif not runner.serving and number in self._balancer:
+            elif not serving and number in self._balancer:
                 self._balancer.remove(number, now)
         for change in self._balancer.changes():
             self._tell(change)
@@ -159,6 +170,7 @@ class Copies:
     def remove(self, number: int) -> PipelineRunner:
         """Its requests go on at other copies, as far as they can."""
         runner = self.runners.pop(number)
+        self.stopping.discard(number)
         if number in self._balancer:
             self._balancer.remove(number, self._now())
         self._move(runner)
@@ -168,7 +180,27 @@ class Copies:
         """Removes all. Their requests stay where they are."""
         gone = [*self]
         self.runners.clear()
+        self.stopping.clear()
         return gone
+
+    # When one is to stop
+
+    def stop(self, number: int) -> None:
+        """A copy gets no more requests from now on."""
+        self.stopping.add(number)
+        self._settle()
+
+    @property
+    def finished(self) -> list[int]:
+        """Copies that are to stop, and have nothing left to do. None of them goes while no other serves."""
+        if not self.stopping or not any(self.runners[number].serving for number in self.kept):
+            return []
+        return [number for number in self.stopping if not self.runners[number].requests]
+
+    @property
+    def kept(self) -> list[int]:
+        """Numbers of the copies that are not to stop."""
+        return [number for number in self.runners if number not in self.stopping]
 
     # When one is lost
 
@@ -179,7 +211,7 @@ class Copies:
                 self._move(runner)
 
     def _move(self, runner: PipelineRunner) -> None:
-        others = [other for other in self if other is not runner and other.serving]
+        others = [other for other in self._staying.values() if other is not runner and other.serving]
         if not others:
             return
         for stream in runner.requests.hand_over():

@@ -109,12 +109,13 @@ class Head:
         await self.coordinator.until_ready()
 
     async def _rescue(self) -> None:
-        """Requests of a copy for which no route is in sight go on at another copy."""
+        """Requests of a copy for which no route is in sight go on at another copy, and copies that were to stop go when they are done."""
         while True:
             await asyncio.sleep(_LOOK)
             for engine in self.engines.values():
                 engine.copies.rescue()
                 engine.copies.look()
+                engine.close_finished()
 
     # The cluster
 

@@ -22,6 +22,7 @@ from shoal.models.stamp import stamps
 from shoal.node.coordinator import Coordinator
 from shoal.node.copies import Copies
 from shoal.node.interruption import Interruption
+from shoal.node.load_watch import LoadWatch
 from shoal.node.observer import Served
 from shoal.node.pipeline_runner import PipelineRunner
 from shoal.observed.event import EventKind
@@ -128,6 +129,8 @@ class ModelEngine:
         self.resume = settings.resume
         self.used = coordinator.now()
         """When it was asked for last, or loaded: seconds, by the cluster's clock."""
+        self.watch: LoadWatch | None = None
+        """Is told what an autoscaler wants to know; None: nobody does."""
         self.copies = Copies(settings.api.balance, coordinator.now, chance, self._moved, self._tell)
         self._coordinator, self._all_metrics = coordinator, metrics
         self._metrics = metrics.models[model.name] = ModelMetrics(model.name)
@@ -173,12 +176,24 @@ class ModelEngine:
         self._coordinator.close(id, reason)
         del self._all_metrics.pipelines[id]
 
+    def stop_copy(self, number: int) -> None:
+        """It gets no more requests, and goes when it has finished those that it has: see `close_finished`."""
+        self.copies.stop(number)
+
+    def close_finished(self) -> None:
+        """Closes the copies that were to stop and have nothing left to do."""
+        for number in self.copies.finished:
+            id = PipelineId(self.name, number)
+            self.close_copy(number, f"{id} was stopped")
+            self._coordinator.recorder.events.add(EventKind.SCALED, f"{id} had nothing left to do, and is gone")
+
     def scale(self, count: int) -> None:
         """To that many copies; those with the highest numbers go. The requests of one that goes go on at the others."""
-        numbers = [*self.copies.runners]
+        numbers = self.copies.kept
         for number in numbers[count:]:
             self.close_copy(number, f"{self.name} has {count} {'copy' if count == 1 else 'copies'} from now on")
-        for number in [n for n in range(1, count + len(numbers) + 1) if n not in numbers][: max(count - len(numbers), 0)]:
+        there = self.copies.runners
+        for number in [n for n in range(1, count + len(there) + 1) if n not in there][: max(count - len(numbers), 0)]:
             self.open(number)
 
     async def close(self, reason: str) -> None:
@@ -272,9 +287,13 @@ class ModelEngine:
     async def begin(self, answer: str, note: bytes, requests: Sequence[Request], named: bool) -> list[TokenStream]:
         """Submits all requests or none; returns when they are kept. Raises NotReady, InvalidRequest, QueueFull."""
         self.touch()
+        if self.watch is not None:
+            self.watch.arrived += sum(request.n for request in requests)
         streams: list[TokenStream] = []
         try:
             streams = self._submitted(answer, requests)
+            if self.watch is not None:
+                self.watch.entered += sum(request.n for request in requests)
             if self._log is not None and note:
                 await self._log.accepted(answer, note, requests)  # in the same turn of the loop: what is sampled from now on is kept too
         except BaseException as error:
@@ -360,6 +379,8 @@ class ModelEngine:
 
     def observe_first_token(self, seconds: float) -> None:
         self._metrics.first_token.observe(seconds)
+        if self.watch is not None:
+            self.watch.first_token(self._coordinator.now(), seconds)
         self._coordinator.recorder.day.first_token(seconds, self._coordinator.recorder.at)
 
     def observe_request(self, endpoint: str, outcome: str, prompt_tokens: int) -> None:

@@ -61,6 +61,8 @@ class ModelKeeper:
         self.failed: dict[str, str] = {}
         """Why a model could not be loaded, by name."""
         self._short_since: dict[str, float] = {}
+        self._resting: dict[str, str] = {}
+        """References of models that gave up their last copy, and that a request loads again, by name."""
         self._waiting: dict[str, int] = {}
         """Requests that wait for a model, by its name."""
         self._watchers: list[Callable[[], None]] = []
@@ -85,13 +87,22 @@ class ModelKeeper:
 
     @property
     def loads(self) -> bool:
-        """Whether requests load models."""
-        return self._settings.on_demand
+        """Whether requests load models, be it only those that rest."""
+        return self._settings.on_demand or (self._settings.scaling.on and not self._settings.scaling.replicas_min)
 
     @property
     def loadable(self) -> list[str]:
         """Names of the models that a request may load."""
-        return [name for name in self._references if name not in self._head.engines] if self.loads else []
+        return [name for name in (self._references if self._settings.on_demand else self._resting) if name not in self._head.engines]
+
+    @property
+    def resting(self) -> list[str]:
+        """Names of the models that gave up their last copy and are not loaded again."""
+        return [name for name in self._resting if name not in self._head.engines]
+
+    def waiting(self, name: str) -> int:
+        """How many requests wait for a model to be loaded."""
+        return self._waiting.get(name, 0)
 
     def state(self, name: str) -> str:
         """Of a model without an engine, for people."""
@@ -131,7 +142,7 @@ class ModelKeeper:
         other copies. Returns its name. Raises ShoalError for what cannot be one."""
         name = reference if reference in self._references else public_name(reference)
         if (engine := self._head.engines.get(name)) is not None:
-            if not replicas or replicas == len(engine.copies.runners):
+            if not replicas or replicas == len(engine.copies.kept):
                 raise ConfigError(f"{name} is served already")
             engine.scale(replicas)
             self._record(engine)
@@ -158,8 +169,8 @@ class ModelKeeper:
     async def _load(self, name: str, reference: str, replicas: int) -> ModelEngine:
         offer, known = await self._offered(reference, self._settings), self._known.get(name)
         said = section_of(self._settings.sections, reference)
-        last = known.replicas if known is not None and not (said is not None and "replicas" in said.values) else offer.replicas
-        count = replicas or last
+        told = self._settings.scaling.on or (said is not None and "replicas" in said.values)
+        count = replicas or (known.replicas if known is not None and not told else offer.replicas)
         served = self._head.serve(dataclasses.replace(offer, replicas=count))
         self._record(served)
         self._head.coordinator.recorder.events.add(EventKind.PLACED, f"{name} is being loaded")
@@ -199,6 +210,12 @@ class ModelKeeper:
 
     async def unload(self, name: str, reason: str) -> None:
         """Ends its requests with the reason. Raises UnknownModel."""
+        if self._resting.pop(name, None) is not None and name not in {*self._head.engines, *self._loading}:
+            self._changed()
+            return
+        await self._unload(name, reason)
+
+    async def _unload(self, name: str, reason: str) -> None:
         if name not in self._head.engines and (loading := self._loading.get(name)) is not None:
             loading.cancel()
             return
@@ -220,7 +237,7 @@ class ModelKeeper:
             bytes=facts.bytes,
             can=engine.can,
             files=[RegisteredFile(f.name, f.size, f.sha256) for f in (manifest.files if manifest is not None else ())],
-            replicas=len(engine.copies.runners),
+            replicas=len(engine.copies.kept),
         )
         self._references[engine.name] = entry.reference
         try:
@@ -252,7 +269,7 @@ class ModelKeeper:
         if self._settings.idle:
             for name in rested(resting, self._settings.idle, now):
                 await self._let_go(name, f"nobody asked for it for {self._settings.idle:g} s")
-        if self.loads:
+        if self._settings.on_demand:
             for name, engine in sorted(self._head.engines.items(), key=lambda item: -item[1].offer.priority):
                 await self._make_room(name, engine, resting, now)
 
@@ -273,10 +290,28 @@ class ModelKeeper:
             self._short_since.pop(name, None)
             await self._let_go(other, f"{name} needs its memory")
 
+    def bounded(self, replicas: int) -> tuple[int, str]:
+        """Copies that an operator may have a model serve with, for so many that were asked for; and why, where that differs."""
+        scaling = self._settings.scaling
+        if not scaling.on or not replicas:
+            return replicas, ""
+        count = min(max(replicas, scaling.replicas_min, 1), scaling.replicas_max)
+        bounds = f"--replicas-min is {scaling.replicas_min}, --replicas-max {scaling.replicas_max}"
+        return count, f"{count} replicas, not {replicas}: {bounds}" if count != replicas else ""
+
+    async def rest(self, name: str, why: str) -> None:
+        """A model gives up its last copy; a request loads it again. Raises UnknownModel."""
+        self._resting[name] = self._references[name]
+        await self._let_go(name, why)
+
+    def wake(self, name: str) -> None:
+        """Loads a model that rests. Raises ShoalError."""
+        self.begin(self._resting[name])
+
     async def _let_go(self, name: str, why: str) -> None:
         if name not in self._head.engines:
             return
         size = human_bytes(self._head.engines[name].served.cost.held_bytes)
         self._head.coordinator.recorder.events.add(EventKind.LEFT, f"{name} ({size}) is unloaded: {why}")
         log.info("a model is unloaded", model=name, reason=why)
-        await self.unload(name, f"the model '{name}' was unloaded: {why}")
+        await self._unload(name, f"the model '{name}' was unloaded: {why}")

@@ -36,6 +36,7 @@ from shoal.observed.cluster import (
     StageView,
 )
 from shoal.observed.event import EventKind, EventPage
+from shoal.observed.fleet_plan import FleetPlan
 from shoal.observed.history import History
 from shoal.observed.models import LoadedModel, ModelsView, RegisteredModel, UpstreamView
 from shoal.observed.requests import RequestView, Timeline
@@ -60,6 +61,7 @@ class LiveModels(Protocol):
     @property
     def known(self) -> Mapping[str, RegisteredModel]: ...
     def begin(self, reference: str, replicas: int = 0) -> str: ...
+    def bounded(self, replicas: int) -> tuple[int, str]: ...
     async def unload(self, name: str, reason: str) -> None: ...
     def alias(self, alias: str, target: str) -> str: ...
 
@@ -76,6 +78,8 @@ class Operations:
         self._coordinator, self._models, self._started, self._upstreams = coordinator, models, started, upstreams
         self.keeper: LiveModels | None = None
         """Loads and unloads models; None: this head serves what it was started with."""
+        self.fleet: Callable[[], FleetPlan] | None = None
+        """Plans the copies of models; None: nobody does."""
         self.invitation: Callable[[], Invitation] | None = None
         """Makes one; None: how nodes join is not known here."""
         self._pulls = Pulls(self._pulled)
@@ -250,10 +254,12 @@ class Operations:
     async def load(self, model: str, replicas: int) -> ActionResult:
         if self.keeper is None:
             return ActionResult(False, _FIXED)
+        count, bounds = self.keeper.bounded(replicas)
+        note = f"; {bounds}" if bounds else ""
         try:
-            return ActionResult(True, f"{self.keeper.begin(model, replicas)} is being loaded")
+            return ActionResult(True, f"{self.keeper.begin(model, count)} is being loaded{note}")
         except ShoalError as error:
-            return ActionResult(False, str(error))
+            return ActionResult(False, f"{error}{note}")
 
     async def unload(self, model: str) -> ActionResult:
         if self.keeper is None:
@@ -272,6 +278,9 @@ class Operations:
         except ShoalError as error:
             return ActionResult(False, str(error))
 
+    async def fleet_plan(self) -> FleetPlan:
+        return FleetPlan(self._coordinator.recorder.at, (), on=False) if self.fleet is None else self.fleet()
+
     async def pull(self, model: str) -> ActionResult:
         self._loop = asyncio.get_running_loop()
         return await asyncio.to_thread(self._pulls.begin, model)
@@ -288,7 +297,7 @@ def _loaded(engine: ModelEngine) -> LoadedModel:
         reference=engine.model.reference,
         state=engine.state,
         short=engine.short,
-        replicas=len(engine.copies.runners),
+        replicas=len(engine.copies.kept),
         serving=sum(runner.serving for runner in engine.copies),
         family=engine.facts.family,
         quantization=engine.facts.quantization,

@@ -60,6 +60,8 @@ class EventKind(StrEnum):
     """Kept prompts were given up for want of KV blocks."""
     FETCHED = "fetched"
     """A model that an operator asked for is here, or could not be had."""
+    SCALED = "scaled"
+    """A copy of a model was added or is to stop, or nodes are there that were asked for."""
     AWAY = "away"
     """Another server that answers for models takes no requests."""
     BACK = "back"

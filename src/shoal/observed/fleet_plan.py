@@ -84,5 +84,8 @@ class ModelPlan(msgspec.Struct, frozen=True):
 
 
 class FleetPlan(msgspec.Struct, frozen=True):
+    """on: whether anybody carries it out."""
+
     at: float
     models: tuple[ModelPlan, ...]
+    on: bool = True

@@ -47,7 +47,7 @@ class _ProcessActor:
             text=True,
             errors="replace",
             start_new_session=True,
-            env=child_environment(),
+            env=child_environment() | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
         )
         self._reading = threading.Thread(target=self._read, args=(self._process,), daemon=True)
         self._reading.start()
@@ -119,12 +119,16 @@ class ScaleOrders:
     """Where `shoal ray scale` leaves the number of nodes that it asks for."""
 
     def __init__(self) -> None:
-        self._nodes: int | None = None
+        self._order: tuple[int, bool] | None = None
 
-    def post(self, nodes: int) -> None:
-        self._nodes = nodes
+    def post(self, nodes: int, at_least: bool = False) -> None:
+        """at_least: it may not make them fewer, nor replace an order that has not been taken."""
+        if at_least and self._order is not None:
+            before, at_least = self._order
+            nodes = max(nodes, before) if before else before
+        self._order = nodes, at_least
 
-    def take(self) -> int | None:
-        """The last number that was posted, once."""
-        nodes, self._nodes = self._nodes, None
-        return nodes
+    def take(self) -> tuple[int, bool] | None:
+        """The last order, once."""
+        order, self._order = self._order, None
+        return order

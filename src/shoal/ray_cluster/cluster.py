@@ -40,13 +40,13 @@ def connect(address: str) -> None:
         ) from error
 
 
-def order(cluster: str, nodes: int) -> None:
-    """Tells the `shoal ray up` of that name how many nodes it is to have; 0 ends it. Raises ConfigError."""
+def order(cluster: str, nodes: int, at_least: bool = False) -> None:
+    """Tells the `shoal ray up` of that name how many nodes it is to have; 0 ends it. at_least: and no fewer than it has. Raises ConfigError."""
     try:
         orders = ray.get_actor(cluster, namespace=_NAMESPACE)
     except ValueError:
         raise ConfigError(f"no `shoal ray up` runs a cluster {cluster} on this Ray cluster") from None
-    ray.get(orders.post.remote(nodes), timeout=_ANSWER)
+    ray.get(orders.post.remote(nodes, at_least), timeout=_ANSWER)
 
 
 class RayCluster:
@@ -154,7 +154,8 @@ class RayCluster:
             return None
         taken, self._taking = self._taking, None
         try:
-            return ray.get(taken)
+            nodes, at_least = ray.get(taken) or (None, False)
+            return max(nodes, self._wanted) if nodes is not None and at_least else nodes
         except RayError:  # its machine is gone; Ray makes it again
             return None
 

@@ -19,8 +19,8 @@ import httpx2
 import msgspec
 import structlog
 
+from shoal.config import check_webhook
 from shoal.retry import Backoff
-from shoal.serving.scaling.settings import check_webhook
 from shoal.serving.webhook_secret import WebhookSecret
 
 log = structlog.get_logger()

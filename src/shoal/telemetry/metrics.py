@@ -103,6 +103,18 @@ class ModelMetrics(_Group):
             self.answers.set(0, outcome)
 
 
+class ScalingMetrics(_Group):
+    """Of an autoscaler. By model, which may have no copy now."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        values = self._values
+        self.replicas = values("replicas", "Copies of a model: loading, serving or stopping.", "model", "state")
+        self.wanted = values("replicas_wanted", "Copies that a model should have, by its load.", "model")
+        self.nodes = values("nodes_wanted", "Nodes that are missing for them.", "model")
+        self.actions = values("scaling_total", "What the autoscaler did: copies started and stopped, nodes asked for.", "model", "action")
+
+
 class PipelineMetrics(_Group):
     """Of one copy of a model."""
 
@@ -266,6 +278,8 @@ class Metrics(Collector):
         self.upstreams = UpstreamMetrics()
         self.models: dict[str, ModelMetrics] = {}
         self.pipelines: dict[PipelineId, PipelineMetrics] = {}
+        self.scaling: ScalingMetrics | None = None
+        """None: nothing is scaled."""
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -277,7 +291,8 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Each metric once, with the values of all models and pipelines. May run in another thread than what counts."""
         families: dict[str, Metric] = {}
-        for group in (*self.models.values(), *self.pipelines.values(), self.nodes, self.upstreams):
+        scaling = [] if self.scaling is None else [self.scaling]
+        for group in (*self.models.values(), *self.pipelines.values(), self.nodes, self.upstreams, *scaling):
             for collector in group.collectors:
                 for family in collector.collect():
                     if (known := families.setdefault(family.name, family)) is not family:

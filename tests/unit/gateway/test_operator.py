@@ -78,9 +78,10 @@ def test_everything_that_is_seen_is_told_as_it_is(app: FastAPI, operator: FixedO
         ("experts", operator.experts("")),
         ("history", operator.history()),
         ("models", operator.models()),
+        ("fleet-plan", operator.fleet_plan()),
     ):
         answer = fetch(app, "GET", f"/operator/{path}")
-        assert answer.status_code == 200 and answer.json() == msgspec.to_builtins(asyncio.run(seen), str_keys=True)
+        assert answer.status_code == 200 and answer.json() == msgspec.json.decode(msgspec.json.encode(asyncio.run(seen)))
     assert fetch(app, "GET", "/operator/cluster").json()["machines"][1]["name"] == HOSTILE
     assert fetch(app, "GET", "/operator/me").json() == {"role": "operator", "key": "", "needs_key": False}
 
@@ -332,6 +333,7 @@ def test_what_is_told_is_what_the_document_says(app: FastAPI) -> None:
         "/operator/requests/{id}/timeline": "/operator/requests/chatcmpl-1/timeline",
         "/operator/preview": "/operator/preview?node=a&action=drain",
         "/operator/models": "/operator/models",
+        "/operator/fleet-plan": "/operator/fleet-plan",
         "/operator/keys": "/operator/keys",
     }
     documented = {path for path, ways in document["paths"].items() if path.startswith("/operator") and "get" in ways}

@@ -283,6 +283,7 @@ ELSEWHERE = {
     EventKind.AWAY: "tests/unit/node/test_upstream_views.py",
     EventKind.BACK: "tests/unit/node/test_upstream_views.py",
     EventKind.FAULT: "tests/unit/node/test_coordinator.py",
+    EventKind.SCALED: "tests/unit/node/test_scaler.py",
 }
 """Kinds that are made in other tests."""
 

@@ -11,6 +11,7 @@ from shoal.errors import RemoteProtocolError
 from shoal.gateway.operator import Operator
 from shoal.observed.cluster import ActionResult, ClusterView, ExpertsView, Invitation, NodeAction, PlanView
 from shoal.observed.event import EventKind, EventPage
+from shoal.observed.fleet_plan import FleetPlan
 from shoal.observed.history import History
 from shoal.observed.models import ModelsView
 from shoal.observed.requests import RequestView, Timeline
@@ -89,6 +90,9 @@ class RemoteOperator:
 
     async def load(self, model: str, replicas: int) -> ActionResult:
         return await self._do("load", model, replicas)
+
+    async def fleet_plan(self) -> FleetPlan:
+        return await self._do("fleet_plan")
 
     async def unload(self, model: str) -> ActionResult:
         return await self._do("unload", model)

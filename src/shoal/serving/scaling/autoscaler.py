@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from shoal.config import MoreNodes, ScalingSettings
 from shoal.observed.fleet_plan import AskForNodes, FleetPlan, LoadSignal, ModelPlan, PlannedAction, ScalingHold, StartReplica, StopReplica
 from shoal.pipeline_id import PipelineId
 from shoal.serving.scaling.demand import ReplicaDemand, demanded
 from shoal.serving.scaling.expected_traffic import ExpectedTraffic
 from shoal.serving.scaling.load import ModelLoad, ReplicaPhase
 from shoal.serving.scaling.room import ReplicaPlace, RoomCheck
-from shoal.serving.scaling.settings import MoreNodes, ScalingSettings
 from shoal.serving.scaling.shares import Claim, Grant, first_to_go, shared
 from shoal.serving.scaling.steadiness import Aim, Steadiness
 from shoal.sizes import human_bytes
@@ -59,6 +59,11 @@ class Autoscaler:
             started = any(isinstance(action, StartReplica) for action in told.actions)
             if started or any(isinstance(action, StopReplica) for action in told.actions):
                 known.steadiness.changed(now, added=started)
+
+    def changed(self, now: float, model: str, *, added: bool) -> None:
+        """Somebody else gave a model more or fewer replicas: the cooldowns count from then on."""
+        if (known := self._models.get(model)) is not None:
+            known.steadiness.changed(now, added=added)
 
     def plan(self, now: float, room: RoomCheck) -> FleetPlan:
         """For the loads observed last. room: on the nodes that are there."""
@@ -124,6 +129,10 @@ def _least_missing(places: Sequence[ReplicaPlace]) -> int:
 def _reason(load: ModelLoad, aim: Aim, demand: ReplicaDemand, settings: ScalingSettings) -> str:
     cause = demand.cause
     said = "no load" if cause is None else signal_words(cause)
+    if load.kept < settings.replicas_min:
+        return f"there are {_replicas(load.kept)}, --replicas-min is {settings.replicas_min}"
+    if load.kept > settings.replicas_max:
+        return f"there are {_replicas(load.kept)}, --replicas-max is {settings.replicas_max}"
     if aim.wanted > load.kept:
         return f"{said}: the work of {demand.replicas:.1f} replicas, and there are {load.kept}"
     if aim.wanted < load.kept:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shoal.config import ScalingSettings
 from shoal.observed.fleet_plan import LoadSignal
 from shoal.serving.scaling.expected_traffic import ExpectedTraffic
 from shoal.serving.scaling.load import ModelLoad
-from shoal.serving.scaling.settings import ScalingSettings
 
 _GROWTH = 1.5
 _CONTENT = 0.5

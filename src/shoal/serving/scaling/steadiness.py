@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import ceil, inf
 
+from shoal.config import ScalingSettings
 from shoal.observed.fleet_plan import ScalingHold
 from shoal.serving.scaling.load import ModelLoad
-from shoal.serving.scaling.settings import ScalingSettings
 
 _ALMOST = 1e-9
 """What arithmetic may add to a whole number."""

@@ -26,6 +26,7 @@ METHODS: dict[str, tuple[Any, ...]] = {
     "act": ("a", NodeAction("cap", memory=1 << 30)),
     "invite": (),
     "models": (),
+    "fleet_plan": (),
     "pull": ("org/name",),
     "load": ("org/name", 2),
     "unload": ("name",),

@@ -160,6 +160,17 @@ def test_a_request_wakes_a_model_at_once() -> None:
 # Room
 
 
+def test_what_somebody_else_changed_begins_the_cooldown() -> None:
+    scaler = Autoscaler(targets(scale_down_after=10.0, scale_down_cooldown=60.0))
+    for moment in (0.0, 20.0):
+        scaler.observe(moment, [busy("a", replicas(2), 0.0)])
+    assert [action.replica for action in only(scaler.plan(20.0, places_for(9))).actions if isinstance(action, StopReplica)] == [2]
+    scaler.changed(20.0, "a", added=True)
+    scaler.changed(20.0, "nobody's", added=True)
+    told = only(scaler.plan(20.0, places_for(9)))
+    assert not told.actions and "cooldown" in [hold.kind for hold in told.holds]
+
+
 def test_what_fits_nowhere_is_asked_for() -> None:
     def full(models: object, gone: object) -> list[ReplicaPlace]:
         return [ReplicaPlace(missing=5 << 28)] * len(models)  # pyright: ignore[reportArgumentType]
@@ -170,7 +181,7 @@ def test_what_fits_nowhere_is_asked_for() -> None:
     (hold,) = told.holds
     assert (hold.kind, hold.missing) == ("room", 5 << 28)
     assert hold.words == "no room for 2 replicas on the nodes that are there: 1.2 GiB missing for the next"
-    told = only(planned(Autoscaler(targets(more_nodes="kubernetes")), [load], full))
+    told = only(planned(Autoscaler(targets(more_nodes="kubernetes", stateful_set="nodes")), [load], full))
     assert told.actions == (AskForNodes(4, 2, "kubernetes"),)
 
 

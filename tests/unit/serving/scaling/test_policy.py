@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.config import ScalingSettings
 from shoal.serving.scaling.autoscaler import Autoscaler
 from shoal.serving.scaling.demand import demanded
 from shoal.serving.scaling.load import ModelLoad
 from shoal.serving.scaling.room import places_for
-from shoal.serving.scaling.settings import ScalingSettings
 from shoal.serving.scaling.steadiness import Steadiness, followed
 from tests.support.scaling import InstantFleet, busy, planned, replicas, targets, with_load
 

@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from shoal.config import from_environment, settings_of
+from shoal.config import HeadSettings, MoreNodes, ScalingSettings, composed, from_environment, settings_of
 from shoal.errors import ConfigError
-from shoal.serving.scaling.settings import MoreNodes, ScalingSettings
 
 
 @pytest.mark.parametrize(
@@ -52,6 +51,40 @@ def test_a_password_in_the_url_is_refused_and_not_repeated() -> None:
 def test_they_come_from_the_environment_as_all_settings_do() -> None:
     found = from_environment(ScalingSettings, {"replicas_max": 4}, {"SHOAL_REPLICAS_MIN": "2", "SHOAL_FORECAST": "yes"})
     assert (found.replicas_min, found.replicas_max, found.forecast) == (2, 4, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"replicas": 4, "replicas_max": 3}, "--replicas 4 is not within --replicas-min 1 and --replicas-max 3"),
+        ({"replicas": 1, "replicas_min": 2, "replicas_max": 3}, "--replicas 1 is not within"),
+        ({"forecast": True}, "--forecast is for models that are scaled: give --replicas-max, or --replicas-min 0, too"),
+        ({"more_nodes": "ray"}, "--more-nodes is for models that are scaled"),
+        ({"replicas_max": 2, "on_demand": True, "idle": 9.0}, "--idle and --replicas-max exclude each other"),
+        ({"replicas_max": 2, "more_nodes": "kubernetes"}, "--more-nodes kubernetes and --stateful-set NAME belong together"),
+        ({"replicas_max": 2, "more_nodes": "kubernetes", "stateful_set": "A b"}, "is no name of an object"),
+    ],
+)
+def test_what_a_head_cannot_do_with_them_is_refused(given: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        composed(HeadSettings, given)
+
+
+@pytest.mark.parametrize(
+    ("given", "on", "first"),
+    [
+        ({}, False, 1),
+        ({"replicas": 4}, False, 4),
+        ({"replicas_max": 3}, True, 1),
+        ({"replicas_min": 2, "replicas_max": 3}, True, 2),
+        ({"replicas_min": 2, "replicas_max": 2}, True, 2),
+        ({"replicas_min": 0}, True, 1),
+        ({"replicas": 3, "replicas_max": 3}, True, 3),
+    ],
+)
+def test_bounds_that_are_not_the_defaults_have_models_scaled(given: dict[str, Any], on: bool, first: int) -> None:
+    settings = composed(HeadSettings, given)
+    assert (settings.scaling.on, settings.first_replicas) == (on, first)
 
 
 def test_every_setting_is_explained() -> None:

@@ -23,6 +23,7 @@ from shoal.gateway.schema.wire import parse
 from shoal.gateway.service import Service, json_body
 from shoal.observed.cluster import ActionResult, ClusterView, ExpertsView, Invitation, NodeAction, PlanView
 from shoal.observed.event import EventKind, EventPage
+from shoal.observed.fleet_plan import FleetPlan
 from shoal.observed.history import History
 from shoal.observed.models import ModelsView
 from shoal.observed.requests import RequestView, Timeline
@@ -145,6 +146,10 @@ def routes(service: Service, operator: Operator) -> APIRouter:
                 return _done(await operator.unload(body.unload or ""))
             case _:
                 return _done(await operator.alias(body.alias or "", body.to or ""))
+
+    @router.get("/operator/fleet-plan", **contract(None, shaped(FleetPlan)))
+    async def fleet_plan() -> Response:
+        return told(await operator.fleet_plan())
 
     return router
 
