@@ -18,6 +18,7 @@ from shoal.cli.options import sections
 from shoal.cli.systemd_unit import JOIN_STOPS, stops_after
 from shoal.config import ApiSettings, HeadSettings
 from shoal.config_file import read
+from shoal.node.kubernetes_pool import ACCOUNT
 from tests.support.charts import CHART, Manifest, helm, manifests, of_kind, only, option, rendered, tool, workloads
 
 pytestmark = [pytest.mark.slow]
@@ -40,6 +41,7 @@ POOLS: dict[str, Any] = {
         "extraVolumes": [{"name": "hub", "secret": {"secretName": "hub"}}],
         "extraVolumeMounts": [{"name": "hub", "mountPath": "/etc/hub", "readOnly": True}],
     },
+    "autoscaling": {"enabled": True, "replicasMin": 0, "replicasMax": 4, "nodes": True, "pool": "large"},
     "nodePools": [
         {"name": "large", "replicas": 3, "nodeSelector": {"size": "large"}, "settings": {"share": False, "threads": 4}},
         {"name": "experts", "role": "experts", "cache": {"persistent": False, "size": "5Gi"}, "priorityClassName": "low"},
@@ -141,6 +143,9 @@ def test_what_the_chart_sets_nobody_sets_again(made: list[Manifest]) -> None:
         ({"head": {"settings": {"kv_type": "fp32"}}}, "kv_type"),
         ({"api": {"ingress": {"enabled": True}}}, "api.ingress.host"),
         ({"metrics": {"serviceMonitor": {"enabled": True}}}, "keySecret.name"),
+        ({"autoscaling": {"enabled": True, "nodes": True}, "nodes": {"kind": "DaemonSet"}}, "no StatefulSet of nodes that is called node"),
+        ({"autoscaling": {"enabled": True, "nodes": True, "pool": "x"}}, "no StatefulSet of nodes that is called x"),
+        ({"autoscaling": {"replicasMax": 0}}, "/autoscaling/replicasMax"),
     ],
     ids=str,
 )
@@ -262,10 +267,49 @@ def test_the_network_opens_the_ports_of_the_settings_and_no_other(made: list[Man
         assert out == [({control, results}, True), (tensors, True), ({53}, False)]
 
 
+def test_the_head_may_scale_one_set_of_nodes_and_only_if_it_is_to(made: list[Manifest], values: dict[str, Any]) -> None:
+    accounts = of_kind(made, "ServiceAccount", "Role", "RoleBinding")
+    head = only([one for one in workloads(made).values() if is_head(one)])["spec"]["template"]["spec"]
+    if "autoscaling" not in values:
+        assert not accounts and "serviceAccountName" not in head
+        assert not {"replicas-min", "more-nodes"} & {word.partition("=")[0][2:] for word in only(head["containers"])["args"]}
+        return
+    arguments = only(head["containers"])["args"]
+    assert (option(arguments, "replicas-min"), option(arguments, "replicas-max"), option(arguments, "more-nodes")) == (
+        "0",
+        "4",
+        "kubernetes",
+    )
+    target = option(arguments, "stateful-set")
+    assert workloads(made)[target]["kind"] == "StatefulSet" and not is_head(workloads(made)[target])
+    by_kind = {kind: only([*of_kind(made, kind).values()]) for kind in ("ServiceAccount", "Role", "RoleBinding")}
+    assert only(by_kind["Role"]["rules"]) == {
+        "apiGroups": ["apps"], "resources": ["statefulsets/scale"], "resourceNames": [target], "verbs": ["get", "patch"]
+    }  # fmt: skip
+    assert by_kind["RoleBinding"]["roleRef"]["name"] == by_kind["Role"]["metadata"]["name"]
+    assert only(by_kind["RoleBinding"]["subjects"])["name"] == by_kind["ServiceAccount"]["metadata"]["name"] == head["serviceAccountName"]
+    mounts = {
+        name: [m["mountPath"] for m in c["volumeMounts"]] for c in [*head["initContainers"], *head["containers"]] for name in [c["name"]]
+    }
+    assert str(ACCOUNT) in mounts["head"] and str(ACCOUNT) not in mounts["keys"]
+    files = next(volume["projected"]["sources"] for volume in head["volumes"] if volume["name"] == "account")
+    assert {path for source in files for path in _paths(source)} == {"token", "ca.crt", "namespace"}
+
+
+def _paths(source: dict[str, Any]) -> list[str]:
+    """Of the files of a projected volume's source."""
+    (one,) = source.values()
+    return [one["path"]] if "path" in one else [item["path"] for item in one["items"]]
+
+
 def test_the_readme_names_every_value_that_it_speaks_of() -> None:
     """In code: paths of values.yaml."""
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    named = set(re.findall(r"`((?:head|nodes|api|security|image|metrics|networkPolicy|ports)\.[\w.]+)`", (CHART / "README.md").read_text()))
+    named = set(
+        re.findall(
+            r"`((?:head|nodes|api|security|image|metrics|networkPolicy|ports|autoscaling)\.[\w.]+)`", (CHART / "README.md").read_text()
+        )
+    )
     assert len(named) > 10
     for path in named:
         value: Any = values
