@@ -316,18 +316,14 @@ def parse_upstream(text: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ApiSettings(Settings):
-    """The API: the same on `up` and `serve`."""
+class ListenerSettings(Settings):
+    """How a process serves the API to its clients: the same at a head and at a gateway."""
 
     api_host: str = setting(
         "127.0.0.1", "Address that the API listens on. If other machines can reach it, requests need a key (`shoal keys create`)."
     )
-    trust_text: bool = setting(
-        False, "Also read control tokens in text from users, tools and documents. Whoever writes such text can then forge chat turns."
-    )
     open_api: bool = setting(False, "Allow the API to listen beyond this machine without keys. Anyone who can reach it can use it.")
     port: int = setting(8000, "Port of the OpenAI-compatible API; 0: a free one.", low=0, high=65535)
-    api_workers: int = setting(0, "Separate processes that serve the API; 0 or 1: the head serves it itself.", low=0, high=64)
     data: str = setting("", "Folder for the API's keys, responses, files and batches; empty: ~/.local/share/shoal/api.")
     cors: str = setting(
         "", "Origins of web pages that may use the API, like https://chat.example, separated by commas; *: all; empty: none."
@@ -337,15 +333,65 @@ class ApiSettings(Settings):
     stall: float = setting(30.0, "Seconds in which a slow client must read 32 KiB; otherwise it is disconnected.", low=1, high=3600)
     ping: float = setting(5.0, "Seconds of silence after which an event stream sends a comment to stay alive; 0: never.", low=0, high=3600)
     grace: float = setting(30.0, "Seconds that running answers have to finish when the server is told to stop.", low=0, high=3600)
+    response_cache: str = setting("0", "Disk limit for answers that are given again to equal requests, like 256MiB; 0: keep none.")
+    response_cache_ttl: float = setting(3600.0, "Seconds for which an answer is given again.", low=0, high=1e9)
+    response_cache_scope: CacheScope = setting(CacheScope.KEY, "Who gets an answer again: the key that asked for it, or all.")
+
+    def check(self) -> None:
+        self._check_host("api_host")
+        self._check_size("response_cache")
+        for origin in self.origins:
+            if origin != "*" and re.fullmatch(r"https?://[^/\s*]+", origin) is None:
+                raise ConfigError(f"--cors takes origins like https://chat.example or http://localhost:3000, not '{origin}'")
+        if self.data_folder.exists() and not self.data_folder.is_dir():
+            raise ConfigError(f"--data {self.data} is a file; name a folder")
+
+    def _check_size(self, name: str) -> None:
+        """Raises ConfigError."""
+        try:
+            parse_bytes(getattr(self, name))
+        except ConfigError as error:
+            raise ConfigError(f"--{name.replace('_', '-')}: {error}") from None
+
+    @property
+    def response_cache_bytes(self) -> int:
+        return parse_bytes(self.response_cache)
+
+    @property
+    def data_folder(self) -> Path:
+        """It may not exist yet."""
+        return user_path(self.data) if self.data else data_dir() / "api"
+
+    @property
+    def origins(self) -> list[str]:
+        """Origins of web pages that may use the API."""
+        return [origin.strip() for origin in self.cors.split(",") if origin.strip()]
+
+    @property
+    def exposed(self) -> bool:
+        """Whether the API listens beyond this machine."""
+        return not is_loopback(self.api_host)
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether requests need a key even if none was created."""
+        return self.exposed and not self.open_api
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ApiSettings(ListenerSettings):
+    """The API: the same on `up` and `serve`."""
+
+    trust_text: bool = setting(
+        False, "Also read control tokens in text from users, tools and documents. Whoever writes such text can then forge chat turns."
+    )
+    api_workers: int = setting(0, "Separate processes that serve the API; 0 or 1: the head serves it itself.", low=0, high=64)
 
     responses: int = setting(
         10000, "Most responses kept for previous_response_id; the least recently used are dropped; 0: keep none.", low=0
     )
     responses_size: str = setting("256MiB", "Disk limit for kept responses.")
     responses_days: float = setting(30.0, "Days after which a kept response is deleted.", low=0, high=3650)
-    response_cache: str = setting("0", "Disk limit for answers that are given again to equal requests, like 256MiB; 0: keep none.")
-    response_cache_ttl: float = setting(3600.0, "Seconds for which an answer is given again.", low=0, high=1e9)
-    response_cache_scope: CacheScope = setting(CacheScope.KEY, "Who gets an answer again: the key that asked for it, or all.")
     max_file: str = setting("100MiB", "Largest file that may be uploaded.")
     max_files: int = setting(1000, "Most files kept, of all clients together. Batch outputs count but are never refused.", low=1)
     files_space: str = setting("1GiB", "Disk limit for all files together.")
@@ -376,25 +422,12 @@ class ApiSettings(Settings):
     )
 
     def check(self) -> None:
-        self._check_host("api_host")
+        super().check()
         self._check_upstreams()
         if self.traces not in ("", "env"):
             _check_receiver(self.traces)
-        for flag, size in (
-            ("--max-file", self.max_file),
-            ("--files-space", self.files_space),
-            ("--responses-size", self.responses_size),
-            ("--response-cache", self.response_cache),
-        ):
-            try:
-                parse_bytes(size)
-            except ConfigError as error:
-                raise ConfigError(f"{flag}: {error}") from None
-        for origin in self.origins:
-            if origin != "*" and re.fullmatch(r"https?://[^/\s*]+", origin) is None:
-                raise ConfigError(f"--cors takes origins like https://chat.example or http://localhost:3000, not '{origin}'")
-        if self.data_folder.exists() and not self.data_folder.is_dir():
-            raise ConfigError(f"--data {self.data} is a file; name a folder")
+        for name in ("max_file", "files_space", "responses_size"):
+            self._check_size(name)
 
     def _check_upstreams(self) -> None:
         """Raises ConfigError."""
@@ -418,30 +451,6 @@ class ApiSettings(Settings):
     @property
     def responses_bytes(self) -> int:
         return parse_bytes(self.responses_size)
-
-    @property
-    def response_cache_bytes(self) -> int:
-        return parse_bytes(self.response_cache)
-
-    @property
-    def data_folder(self) -> Path:
-        """It may not exist yet."""
-        return user_path(self.data) if self.data else data_dir() / "api"
-
-    @property
-    def origins(self) -> list[str]:
-        """Origins of web pages that may use the API."""
-        return [origin.strip() for origin in self.cors.split(",") if origin.strip()]
-
-    @property
-    def exposed(self) -> bool:
-        """Whether the API listens beyond this machine."""
-        return not is_loopback(self.api_host)
-
-    @property
-    def needs_key(self) -> bool:
-        """Whether requests need a key even if none was created."""
-        return self.exposed and not self.open_api
 
     @property
     def max_file_bytes(self) -> int:
@@ -570,6 +579,27 @@ class ModelSection:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GatewaySettings(ListenerSettings):
+    """A gateway: a machine that serves the API of a head elsewhere."""
+
+    name: str = setting("", "The gateway's name in the head's log and in its certificate; empty: the host name.")
+    code: str = setting("", "The pairing code that `shoal serve` shows. Needed once: this machine then keeps a certificate.")
+    pairing_port: int = setting(
+        0, "Port of the head that takes the pairing code; 0: the control port's number plus one.", low=0, high=65535
+    )
+    data: str = setting("", "Folder for the gateway's own response cache; empty: ~/.local/share/shoal/gateway.")
+
+    @property
+    def data_folder(self) -> Path:
+        return user_path(self.data) if self.data else data_dir() / "gateway"
+
+    def serving(self, head: ApiSettings) -> ApiSettings:
+        """A head's settings, as this gateway serves its API."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(ListenerSettings)}
+        return dataclasses.replace(head, **{**own, "data": str(self.data_folder)})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadSettings(Settings):
     """The head: the API, the scheduler and the cluster's membership."""
 
@@ -587,6 +617,9 @@ class HeadSettings(Settings):
     pairing_port: int = setting(0, "Port that takes the pairing code from nodes; 0: the control port's number plus one.", low=0, high=65535)
     control_port: int = setting(7420, "Port that nodes connect to; 0: a free one.", low=0, high=65535)
     results_port: int = setting(0, "Port that nodes send their results to; 0: a free one.", low=0, high=65535)
+    gateway_port: int = setting(
+        0, "Port for gateways, which serve the API from other machines (`shoal gateway`); 0: there are none.", low=0, high=65535
+    )
     min_nodes: int = setting(1, "Nodes to wait for before loading the model.", low=1, high=1024)
     on_demand: bool = setting(
         False, "Load a model of this machine when a request asks for it; one that has no room takes that of the least used."

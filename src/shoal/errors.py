@@ -14,6 +14,7 @@
     │   ├── UnknownObject          no file or batch with that id: HTTP 404
     │   ├── Conflict               the object's state does not allow it: HTTP 409
     │   ├── NoRoom                 a file that is too large, or one too many: HTTP 413
+    │   ├── KeptElsewhere          files or batches, which are at another machine: HTTP 501
     │   ├── Looped                 a request that this server sent on, and has again: HTTP 508
     │   ├── NotCached              a request that only a kept answer may answer, and there is none: HTTP 504
     │   ├── ConfigError            a setting or flag
@@ -142,6 +143,13 @@ class NoRoom(UserError):
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
         self.param = param
+
+
+class KeptElsewhere(UserError):
+    """This server does not keep it, another one does."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(f"this is a gateway, which keeps no {what}: they are at the head, whose API is {where}")
 
 
 class Looped(UserError):

@@ -14,13 +14,13 @@ import psutil
 import pytest
 from gguf import GGUFWriter
 
-from shoal.cli.api_worker import opened
 from shoal.config import ApiSettings
 from shoal.gateway.engines import ServedEngines
 from shoal.gateway.server import listening
-from shoal.gateway.workers.server import TokenizerFiles
 from shoal.launch.api_workers import ApiWorkers
+from shoal.launch.tokenizers import opened
 from shoal.request import FinishReason, Request, TokenChunk
+from shoal.text.tokenizer_parts import TokenizerFiles
 from tests.support.engine import Item
 from tests.support.http import CHAT, HI
 from tests.support.several import Called
@@ -57,7 +57,7 @@ class Speaking(Called):
     def __init__(self, name: str, path: Path, hang: bool = False) -> None:
         super().__init__(name, self._script, hang=hang)
         self.path = path
-        self.tokenizer: Any = opened(path, None, False)
+        self.tokenizer: Any = opened(TokenizerFiles(path), False)
         self.vocabulary = 300
 
     def _script(self, request: Request) -> list[Item]:

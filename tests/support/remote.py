@@ -16,7 +16,8 @@ from shoal.gateway.auth.key import KeyId
 from shoal.gateway.engine import Engine, Stream, TakenOver
 from shoal.gateway.engines import ServedEngines
 from shoal.gateway.workers.client import RemoteEngines
-from shoal.gateway.workers.server import EngineServer, TokenizerFiles
+from shoal.gateway.workers.server import EngineServer
+from shoal.text.tokenizer_parts import TokenizerFiles
 from tests.support.app import alone
 from tests.support.engine import FakeEngine
 from tests.support.requests import read, text
@@ -47,9 +48,9 @@ class Workers:
         self._running: dict[RemoteEngines, asyncio.Task[None]] = {}
 
     async def join(self) -> RemoteEngines:
-        def opened(model: Path, template: Path | None, trust_text: bool) -> Any:
-            self.opened.append((model, trust_text))
-            return next(engine for engine in self.engines.all if files(engine.name).model == model).tokenizer
+        def opened(found: TokenizerFiles, trust_text: bool) -> Any:
+            self.opened.append((found.model, trust_text))
+            return next(engine for engine in self.engines.all if files(engine.name) == found).tokenizer
 
         worker = await RemoteEngines.connect(self.path, opened)
         self._running[worker] = asyncio.ensure_future(worker.run())

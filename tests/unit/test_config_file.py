@@ -66,7 +66,7 @@ def test_no_file_says_nothing_unless_it_was_named(tmp_path: Path) -> None:
         ("\nport = 1", 2, r"no key 'port' outside of the sections; it belongs under \[head\]"),
         ("[head]\nverbose = true", 2, "it belongs before the first section"),
         ("[heads]\nport = 1", 1, r"there is no section \[heads\] \(did you mean 'head'\?\)"),
-        ("[whatever]", 1, r"there are \[head\], \[node\], \[client\]"),
+        ("[whatever]", 1, r"there are \[head\], \[node\], \[gateway\], \[client\]"),
         ("[head]\nport = '80'", 2, "port is a whole number, not '80'"),
         ("[head]\nport = 80.5", 2, "port is a whole number, not 80.5"),
         ("[head]\nport = true", 2, "port is a whole number, not true"),

@@ -11,12 +11,12 @@ from shoal.config import HeadSettings
 from shoal.errors import ConfigError
 from shoal.gateway.app import create_app
 from shoal.gateway.server import ApiServer
-from shoal.gateway.workers.server import TokenizerFiles
-from shoal.launch.api_workers import ApiWorkers
+from shoal.launch.api_workers import ApiWorkers, GatewayPort
 from shoal.launch.engines import HeadEngines
 from shoal.launch.upstream_keys import upstream_keys
 from shoal.node.head import Head
 from shoal.node.model_keeper import ModelKeeper
+from shoal.text.tokenizer_parts import TokenizerFiles
 
 
 class Api(Protocol):
@@ -40,10 +40,11 @@ class Api(Protocol):
 
 def api_of(head: Head, keeper: ModelKeeper, settings: HeadSettings, address: socket.socket) -> Api:
     engines, api = HeadEngines(head, keeper), settings.served_api
-    if settings.api.api_workers > 1:
+    if settings.api.api_workers > 1 or settings.gateway_port:
         if not hasattr(socket, "AF_UNIX"):
             raise ConfigError(
-                "--api-workers needs Unix sockets, which this system does not have; leave it out and the head serves the API itself"
+                "--api-workers and --gateway-port need Unix sockets, which this system does not have; leave them out and the head serves "
+                "the API itself"
             )
         verbose = logging.getLogger("shoal").isEnabledFor(logging.INFO)
 
@@ -51,7 +52,10 @@ def api_of(head: Head, keeper: ModelKeeper, settings: HeadSettings, address: soc
             offer = head.engines[name].offer
             return TokenizerFiles(offer.model.path, offer.engine.chat_template_file)
 
-        return ApiWorkers(engines, files, api, address, "text" if err.log is None else "json", verbose, head.operator)
+        credentials = head.credentials
+        context = credentials.server_context() if credentials is not None else None
+        gateways = GatewayPort(settings.host, settings.gateway_port, context) if settings.gateway_port else None
+        return ApiWorkers(engines, files, api, address, "text" if err.log is None else "json", verbose, head.operator, gateways)
     upstreams = None
     if api.upstreams:
         from shoal.gateway.upstream.upstreams import Upstreams

@@ -20,16 +20,10 @@ from shoal.errors import ShoalError
 from shoal.gateway.app import create_app
 from shoal.gateway.server import ApiServer
 from shoal.gateway.workers.client import RemoteEngines
+from shoal.launch.tokenizers import opened
 from shoal.launch.upstream_keys import upstream_keys
-from shoal.models.gguf_file import GgufFile
-from shoal.text.tokenizer import Tokenizer
 
 log = structlog.get_logger()
-
-
-def opened(model: Path, template: Path | None, trust_text: bool) -> Tokenizer:
-    """The tokenizer of a model's file or directory. template: replaces the model's own. trust_text: as in ApiSettings."""
-    return Tokenizer.open(model, None if model.is_dir() else GgufFile(model).meta, template, trust_text)
 
 
 async def serve(path: Path, address: socket.socket) -> None:

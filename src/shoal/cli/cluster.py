@@ -11,6 +11,7 @@ from shoal.address import http_url, is_loopback, join_host_port
 from shoal.cli.api import Api, api_of
 from shoal.cli.credentials import pairing_desk
 from shoal.cli.discover import announced, check_announcing
+from shoal.cli.finishing import finished
 from shoal.cli.loop import run
 from shoal.cli.relocation import move_in
 from shoal.cli.show import described, err, expected, line, split
@@ -44,7 +45,7 @@ async def serve_api(head: Head, api: Api, stop: asyncio.Event, reporting: Corout
     tasks = serving, stopping, telling = [asyncio.ensure_future(work) for work in (api.serve(), stop.wait(), reporting)]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     if stop.is_set() and not serving.done():
-        await _finish(api, stop, grace)
+        await finished(api, stop, grace)
     head.refuse("the server is shutting down")
     await asyncio.sleep(0)
     api.stop()
@@ -52,17 +53,6 @@ async def serve_api(head: Head, api: Api, stop: asyncio.Event, reporting: Corout
         task.cancel()
     await asyncio.gather(stopping, telling, return_exceptions=True)
     await serving
-
-
-async def _finish(api: Api, stop: asyncio.Event, grace: float) -> None:
-    stop.clear()
-    if api.inside and grace:
-        err.print(f"{api.inside} request(s) have {grace:g} s to end; once more ends them at once", markup=False)
-    tasks = [asyncio.ensure_future(work) for work in (api.finish(), stop.wait())]
-    await asyncio.wait(tasks, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def fetched(model: str, stop: asyncio.Event, host: str = "") -> Description | None:
@@ -148,6 +138,7 @@ async def _up_with(
         joining = f"shoal join {join_host_port(reached_at(settings.host), head.control_port)}"
         line(f"API on {http_url(reached_at(settings.api.api_host), api.port)}/v1")
         line(f"more nodes: {joining}{_elsewhere(settings)}")
+        _tell_gateways(settings, head)
         line("Ctrl-C ends all")
         async with pairing_desk(settings, head, joining):
             await serve_api(head, api, stop, _told(keeper, scaler, _report(head, cluster.endings)), settings.api.grace)
@@ -169,6 +160,7 @@ async def _serve_models(settings: HeadSettings, offers: Sequence[ModelOffer], ad
         api = api_of(head, keeper, settings, address)
         joining = f"shoal join {join_host_port(reached_at(settings.host), head.control_port)}"
         line(f"API on {http_url(reached_at(settings.api.api_host), api.port)}/v1")
+        _tell_gateways(settings, head)
         line(f"{_awaited(settings)}: {joining}{_elsewhere(settings)}")
         async with (
             pairing_desk(settings, head, joining) as pairing_port,
@@ -177,6 +169,11 @@ async def _serve_models(settings: HeadSettings, offers: Sequence[ModelOffer], ad
             await serve_api(head, api, stop, _told(keeper, scaler, _report(head)), settings.api.grace)
     finally:
         await head.stop()
+
+
+def _tell_gateways(settings: HeadSettings, head: Head) -> None:
+    if settings.gateway_port:
+        line(f"gateways: shoal gateway {join_host_port(reached_at(settings.host), head.control_port)}{_elsewhere(settings)}")
 
 
 def _awaited(settings: HeadSettings) -> str:

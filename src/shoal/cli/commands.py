@@ -28,7 +28,7 @@ from shoal.cli.options import (
     said,
     settings,
 )
-from shoal.config import EngineSettings, HeadSettings, NodeSettings, RuntimeName, from_environment
+from shoal.config import EngineSettings, GatewaySettings, HeadSettings, NodeSettings, RuntimeName, from_environment
 from shoal.errors import ConfigError
 
 
@@ -66,10 +66,19 @@ Example: [bold]shoal join[/bold] finds the cluster on this network; [bold]shoal 
 """
 
 
+_GATEWAY_HELP = """
+Serve the API of a head from this machine, which needs neither the model's files nor much memory. Ctrl-C lets running answers end.
+
+Example: on the head [bold]shoal serve --host 192.168.1.20 --gateway-port 7424[/bold], and here the command that it prints, like
+[bold]shoal gateway 192.168.1.20:7420 --code 7QFK-3M9X --api-host 192.168.1.30[/bold]
+"""
+
+
 def register(app: typer.Typer) -> None:
     app.command("up", help=_UP_HELP)(up)
     app.command("serve", help=_SERVE_HELP)(serve)
     app.command("join", help=_JOIN_HELP)(join)
+    app.command("gateway", help=_GATEWAY_HELP)(gateway)
     for command in (run, chat, console, top, batch, infer_moe, plan, profile, profile_moe, bench, doctor):
         app.command(command.__name__.replace("_", "-"))(command)
 
@@ -102,6 +111,22 @@ def join(
     from shoal.cli import join
 
     join.join(settings, address)
+
+
+@settings(GatewaySettings)
+def gateway(
+    settings: GatewaySettings,
+    heads: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="HEAD[:PORT]",
+            help="The head's address, as `shoal serve` prints it; without a port, 7420. Of several, the first that serves is used.",
+        ),
+    ],
+) -> None:
+    from shoal.cli import gateway
+
+    gateway.gateway(settings, heads)
 
 
 @settings(EngineSettings)

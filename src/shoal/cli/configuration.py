@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from shoal.cli.options import Json, flag, known_variables, loaded, of_file, of_models, sections
-from shoal.config import EngineSettings, HeadSettings, NodeSettings, from_environment, values_of, variable, variables
+from shoal.config import EngineSettings, GatewaySettings, HeadSettings, NodeSettings, from_environment, values_of, variable, variables
 from shoal.config_file import MODELS, ConfigFile, FileKey, header
 from shoal.errors import ConfigError
 from shoal.folders import config_file
@@ -24,6 +24,7 @@ _SECTIONS = {
     "": "Of every command.",
     "head": "shoal up and shoal serve; its model settings hold for what run, chat, batch, plan and bench start here, too.",
     "node": "shoal join. What it says of the machine (memory, threads, runtime, journal, share, isa) holds for nodes that other commands start here, too.",
+    "gateway": "shoal gateway.",
     "client": "shoal run, chat, batch and nodes: whom they ask, and how.",
     MODELS: "One model of shoal up and shoal serve, by its name or reference; a section for each. What is not set here is as in [head]. Flags "
     "override it; variables and [head] do not.",
@@ -82,6 +83,7 @@ def _rows(file: ConfigFile) -> Iterator[dict[str, Any]]:
     roles = {
         "head": values_of(head),
         "node": values_of(from_environment(NodeSettings, {}, file=of_file(NodeSettings))),
+        "gateway": values_of(from_environment(GatewaySettings, {}, file=of_file(GatewaySettings))),
     }
     known = sections()
     for section, keys in known.items():

@@ -56,7 +56,7 @@ async def pairing_desk(settings: HeadSettings, head: Head, joining: str) -> Asyn
 
     def tell(event: PairingEvent) -> None:
         if isinstance(event, Paired):
-            line(f"{event.name} at {event.peer} has paired")
+            line(f"{event.name} at {event.peer} has paired" + (f" as a {event.role.value}" if event.role is not Role.NODE else ""))
         else:
             words = f"a pairing from {event.peer} was refused: {event.reason}"
             line(words)

@@ -227,11 +227,12 @@ def certify(
     target: Annotated[Path, flag("--output", "The file to write. Whoever reads it can join.", short="-o")],
     name: Annotated[str, flag("--name", "The name in the certificate; nodes that share one join under names of their own.")] = "node",
     days: Annotated[int, flag("--days", "How long it is valid.", min=1, max=3652)] = 365,
+    gateway: Annotated[bool, flag("--gateway", "For gateways instead of nodes.")] = False,
 ) -> None:
     """Write a key and a certificate with which nodes join without a pairing code: for machines that nobody types one at.
 
     They are issued by this machine's authority, which the head needs. A node looks for them in keys/HOST-PORT.pem in its data folder, after the
-    head's address. Example: [bold]shoal nodes certify -o node.pem[/bold]
+    head's address, a gateway in keys/gateway-HOST-PORT.pem. Example: [bold]shoal nodes certify -o node.pem[/bold]
     """
     from shoal.cli.relocation import move_in
     from shoal.cli.show import line_out
@@ -241,6 +242,6 @@ def certify(
     from shoal.security.certificates import Role
 
     move_in()
-    credentials = authority().credentials(Role.NODE, name, days)
+    credentials = authority().credentials(Role.GATEWAY if gateway else Role.NODE, name, days)
     credentials.save(target)
     line_out(f"wrote {target}, valid until {credentials.expires:%Y-%m-%d}, issued by {keys_dir() / 'authority' / FILE}")

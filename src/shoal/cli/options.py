@@ -1,7 +1,7 @@
 """Flags from settings: a role's dataclass fields become a command's options, each documented once, in config.py.
 
-Every flag has an environment variable, named in its help. Most have a key in the configuration file: a role's under [head] or [node],
-a client's under [client]. `--help` loads only this module and `commands`.
+Every flag has an environment variable, named in its help. Most have a key in the configuration file: a role's under [head], [node] or
+[gateway], a client's under [client]. `--help` loads only this module and `commands`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from shoal.cli.log_format import LogFormat
 from shoal.config import (
     ApiSettings,
     EngineSettings,
+    GatewaySettings,
     HeadSettings,
     ModelSection,
     ModelSettings,
@@ -42,7 +43,7 @@ from shoal.folders import config_file, config_is_named
 _PANELS: dict[type[Settings], str] = {EngineSettings: "Model", ApiSettings: "API", HeadSettings: "Cluster", ScalingSettings: "Autoscaling"}
 
 
-_ROLES: dict[str, type[Settings]] = {"head": HeadSettings, "node": NodeSettings}
+_ROLES: dict[str, type[Settings]] = {"head": HeadSettings, "node": NodeSettings, "gateway": GatewaySettings}
 _LOCAL = ("memory", "threads", "runtime", "journal", "journal_disk", "share", "isa")
 """The settings of [node] that hold for every node on this machine, not only for the one that `join` starts."""
 _SEVERAL = ("model", "upstream")
@@ -165,6 +166,7 @@ def sections() -> Sections:
         "": _KEYS[""],
         "head": {**_of_role(HeadSettings), **_KEYS["head"]},
         "node": _of_role(NodeSettings),
+        "gateway": _of_role(GatewaySettings),
         "client": {"model": model, **_KEYS["client"]},
         MODELS: {name: replace(key, variables=()) for name, key in _of_role(ModelSettings).items() if name != "model"},
     }
@@ -207,7 +209,7 @@ def loaded() -> ConfigFile:
 
 def of_file(role: type[Settings]) -> dict[str, Any]:
     """A role's values in the configuration file, by field. Raises ConfigError."""
-    section = "node" if role is NodeSettings else "head"
+    section = next((name for name, of in _ROLES.items() if of is role), "head")
     return {key.replace("-", "_"): value for key, value in loaded().section(section).items()}
 
 

@@ -457,16 +457,18 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ClusterDescription(_message.Message):
-    __slots__ = ("cluster", "pipelines", "nodes", "events")
+    __slots__ = ("cluster", "pipelines", "nodes", "events", "gateway_port")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     PIPELINES_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
+    GATEWAY_PORT_FIELD_NUMBER: _ClassVar[int]
     cluster: str
     pipelines: _containers.RepeatedCompositeFieldContainer[PipelineDescription]
     nodes: _containers.RepeatedCompositeFieldContainer[NodeDescription]
     events: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, cluster: _Optional[str] = ..., pipelines: _Optional[_Iterable[_Union[PipelineDescription, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[NodeDescription, _Mapping]]] = ..., events: _Optional[_Iterable[str]] = ...) -> None: ...
+    gateway_port: int
+    def __init__(self, cluster: _Optional[str] = ..., pipelines: _Optional[_Iterable[_Union[PipelineDescription, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[NodeDescription, _Mapping]]] = ..., events: _Optional[_Iterable[str]] = ..., gateway_port: _Optional[int] = ...) -> None: ...
 
 class DismissRequest(_message.Message):
     __slots__ = ("name", "drain")

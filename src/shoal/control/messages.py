@@ -412,6 +412,8 @@ class ClusterDescription:
     nodes: list[NodeDescription] = field(default_factory=list[NodeDescription])
     events: list[str] = field(default_factory=list[str])
     """What happened, latest last."""
+    gateway_port: int = 0
+    """Where the head takes gateways; 0: nowhere."""
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ from shoal.control.channel import OPTIONS, SERVICE
 from shoal.control.messages import ClusterDescription, DescribeRequest, DismissAnswer, DismissRequest, HeadMessage, NodeMessage
 from shoal.control.protobuf import decode_node_message, decoder, encode, encode_head_message
 from shoal.errors import ConfigError
-from shoal.security.certificates import Role, server_name
+from shoal.security.certificates import Role, role_of
 from shoal.security.credentials import Credentials
 
 log = structlog.get_logger()
@@ -106,6 +106,8 @@ class ControlServer:
     async def _attend(
         self, incoming: AsyncIterator[NodeMessage], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[HeadMessage]:
+        if self._credentials is not None and _role(context) is not Role.NODE:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "its certificate is not a node's; pair with `shoal join`")
         conversation = NodeConnection(_host(str(context.peer())))
         self._conversations.add(conversation)
         hearing = asyncio.get_running_loop().create_task(self._hear(conversation, incoming))
@@ -131,11 +133,11 @@ class ControlServer:
         return self._attendant.describe()
 
     async def _dismiss(self, request: DismissRequest, context: grpc.aio.ServicerContext[Any, Any]) -> DismissAnswer:
-        if self._credentials is not None and server_name(Role.HEAD).encode() not in _names(context):
+        if self._credentials is not None and _role(context) is not Role.HEAD:
             return DismissAnswer(message="only the head's machine may send nodes away; ask there")
         return self._attendant.dismiss(request)
 
 
-def _names(context: grpc.aio.ServicerContext[Any, Any]) -> list[bytes]:
-    """The names in a client's certificate, which say what it is."""
-    return list(context.auth_context().get("x509_subject_alternative_name", ()))
+def _role(context: grpc.aio.ServicerContext[Any, Any]) -> Role | None:
+    """What a client's certificate says that it is."""
+    return role_of([name.decode(errors="replace") for name in context.auth_context().get("x509_subject_alternative_name", ())])

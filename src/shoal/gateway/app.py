@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -25,7 +26,7 @@ from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.auth.limits import Limiter, LocalLimiter
 from shoal.gateway.caching.cache import AnswerCache
 from shoal.gateway.caching.engines import CachingEngines
-from shoal.gateway.endpoints import console, health, models, streams, tokens
+from shoal.gateway.endpoints import console, elsewhere, health, models, streams, tokens
 from shoal.gateway.endpoints.batches import route as batches
 from shoal.gateway.endpoints.batches.runner import Runner
 from shoal.gateway.endpoints.batches.store import BatchStore
@@ -44,7 +45,7 @@ from shoal.gateway.endpoints.operator import route as operator_route
 from shoal.gateway.endpoints.responses import route as responses
 from shoal.gateway.endpoints.responses import socket as responses_socket
 from shoal.gateway.endpoints.responses.keeper import ResponseKeeper
-from shoal.gateway.endpoints.responses.store import Bounds, ResponseStore
+from shoal.gateway.endpoints.responses.store import Bounds, Responses, ResponseStore
 from shoal.gateway.engines import Engines
 from shoal.gateway.http.dialect import refusal
 from shoal.gateway.http.faults import Fault, fault
@@ -95,6 +96,15 @@ _TOLD = (
 """Response headers that pages of other origins may read."""
 
 
+@dataclass(frozen=True)
+class Home:
+    """What a gateway's application has of the head's machine."""
+
+    responses: Responses
+    api: str
+    """Where the head's own API is, for people."""
+
+
 class _App(FastAPI):
     def __init__(self, origins: Iterable[str] = ()) -> None:
         """origins: of web pages that may send requests."""
@@ -116,6 +126,7 @@ def create_app(
     keyring: Keyring | None = None,
     limiter: Limiter | None = None,
     operator: Operator | None = None,
+    home: Home | None = None,
     upstreams: Upstreams | None = None,
 ) -> FastAPI:
     """The application. Raises ConfigError.
@@ -124,6 +135,7 @@ def create_app(
     keyring:  default: the one in the settings' folder
     limiter:  enforces the keys' limits; default: one in this process
     operator: of whatever runs the engines, if there is more to it than the engines
+    home:     where a gateway's responses, files and batches are; default: in the settings' folder
     upstreams: other servers that answer for some models; they are asked while the application runs
     """
     given = settings or ApiSettings(responses=0)
@@ -139,8 +151,7 @@ def create_app(
         between.append(Middleware(Forwarding, upstreams, both))
     if given.response_cache_bytes:
         between.insert(0, Middleware(Reusing))
-    bounds = Bounds(given.responses, given.responses_bytes, given.responses_days * 86400)
-    store = ResponseStore(given.data_folder, bounds)
+    store: Responses = ResponseStore(given.data_folder, Bounds.of(given)) if home is None else home.responses
     service = app.state.service = Service(engines, given, keyring, limiter or LocalLimiter(), recalled, ResponseKeeper(store))
     _put_between(app, between)
     app.add_middleware(Gate, given, service.in_flight, keyring, service.limiter)
@@ -150,7 +161,9 @@ def create_app(
     if operator is not None:
         routers += [operator_route.routes(service, operator), operator_keys.routes(service)]
     alongside: list[Callable[[], AbstractAsyncContextManager[None]]] = [] if upstreams is None else [upstreams.running]
-    if settings is not None:
+    if home is not None:
+        routers.append(elsewhere.routes(home.api))
+    elif settings is not None:
         more, working = _batches(service, store, between)
         routers += more
         alongside.append(working)
@@ -168,7 +181,7 @@ def _caching(engines: Engines, settings: ApiSettings) -> Engines:
     return CachingEngines(engines, AnswerCache(store, settings.response_cache_scope, engines))
 
 
-def _routes(endpoint: Any, service: Service, store: ResponseStore) -> APIRouter:
+def _routes(endpoint: Any, service: Service, store: Responses) -> APIRouter:
     return endpoint.routes(service, store) if endpoint in _KEEPING else endpoint.routes(service)
 
 
@@ -192,7 +205,7 @@ def _during(contexts: Sequence[Callable[[], AbstractAsyncContextManager[None]]])
 
 
 def _batches(
-    service: Service, store: ResponseStore, between: Sequence[Middleware]
+    service: Service, store: Responses, between: Sequence[Middleware]
 ) -> tuple[list[APIRouter], Callable[[], AbstractAsyncContextManager[None]]]:
     """The endpoints of files and batches, and the runner that processes batches while the application runs. between: the middlewares
     before the endpoints."""

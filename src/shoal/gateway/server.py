@@ -1,4 +1,4 @@
-"""Runs the application inside the head's event loop."""
+"""Runs an application inside the event loop of its process."""
 
 from __future__ import annotations
 
@@ -7,22 +7,31 @@ import contextlib
 import functools
 import socket
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from fastapi import FastAPI
 
 from shoal.address import listening_socket
-from shoal.config import ApiSettings
+from shoal.config import ListenerSettings
 from shoal.gateway.auth.gate import MAX_HEADER_BYTES, MAX_TARGET
+from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.http.connection import Connection, Connections, SocketConnection
+from shoal.gateway.http.in_flight import InFlight
 from shoal.gateway.http.stall_timeouts import rules
-from shoal.gateway.service import MAX_BODY, Service
+from shoal.gateway.service import MAX_BODY
 
 _SEND_BUFFER = 128 << 10
 """Kernel buffer per connection; by default it grows to megabytes for a client that does not read."""
 _SPARE_FILES = 200
 """File descriptors reserved for everything except client connections."""
+
+
+class ServedApp(Protocol):
+    """What a server needs of its application: see Service."""
+
+    in_flight: InFlight
+    keyring: Keyring
 
 
 class _Server(uvicorn.Server):
@@ -51,11 +60,11 @@ def _most_connections(wanted: int) -> int:
 
 
 class ApiServer:
-    def __init__(self, app: FastAPI, address: socket.socket, settings: ApiSettings | None = None) -> None:
+    def __init__(self, app: FastAPI, address: socket.socket, settings: ListenerSettings | None = None) -> None:
         """app: from `create_app`. address: from `listening`; whoever opened it closes it."""
-        settings = settings or ApiSettings()
+        settings = settings or ListenerSettings()
         self._socket = address
-        self._service: Service = app.state.service
+        self._service: ServedApp = app.state.service
         self.connections = Connections(_most_connections(settings.connections), rules(settings.stall))
         protocol: Any = functools.partial(Connection, self.connections)
         self._server = _Server(
@@ -110,4 +119,9 @@ class ApiServer:
     def stop(self) -> None:
         """Ends what is still open within a few seconds."""
         self.connections.hang_up()
+        self._server.should_exit = True
+
+    def drop(self) -> None:
+        """Ends all connections at once and without a last message, as if the process were killed."""
+        self.connections.drop()
         self._server.should_exit = True

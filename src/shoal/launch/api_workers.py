@@ -6,27 +6,42 @@ import asyncio
 import dataclasses
 import random
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
+from shoal.address import http_url
 from shoal.config import ApiSettings
+from shoal.discovery.addresses import reached_at
 from shoal.gateway.engines import Engines
 from shoal.gateway.operator import Operator
-from shoal.gateway.workers.server import EngineServer, TokenizerFiles
+from shoal.gateway.workers.home import HeadHome
+from shoal.gateway.workers.server import EngineServer
+from shoal.launch.gateway_door import GatewayDoor
 from shoal.launch.local import child_environment
+from shoal.launch.tokenizers import cut
 from shoal.retry import Backoff
+from shoal.text.tokenizer_parts import TokenizerFiles
 
 log = structlog.get_logger()
 
 _LOOK = 0.1  # seconds between checks whether a process lives
 _GRACE = 8.0  # seconds that a worker has to end: slightly more than its own streams have
 _SETTLED = 30.0  # seconds after which a worker that ends counts as having been healthy
+
+
+class GatewayPort(NamedTuple):
+    """See GatewayDoor."""
+
+    host: str
+    port: int
+    context: ssl.SSLContext | None
 
 
 class ApiWorkers:
@@ -39,12 +54,17 @@ class ApiWorkers:
         log_format: str,
         verbose: bool,
         operator: Operator | None = None,
+        gateways: GatewayPort | None = None,
     ) -> None:
         """files, operator: see EngineServer. log_format: text or json. verbose: as the flag. address: from `listening`. All workers
-        accept from it, so that one that ends takes no waiting clients with it."""
-        self._socket, self._count = address, settings.api_workers
+        accept from it, so that one that ends takes no waiting clients with it. gateways: where they are taken, if they are; raises
+        ConfigError if the API's keys cannot be read for them."""
+        self._socket, self._count = address, max(settings.api_workers, 1)
         self._logging = {"SHOAL_LOG_FORMAT": log_format, "SHOAL_VERBOSE": "1" if verbose else "0"}
-        self._engine = EngineServer(engines, files, _of_one(settings), self._lost, operator)
+        url = http_url(reached_at(settings.api_host), self.port) + (", on its own machine alone" if not settings.exposed else "")
+        self._home = None if gateways is None else HeadHome(settings, lambda name: cut(files(name)), url)
+        self._engine = EngineServer(engines, files, _of_one(settings, self._count), self._lost, operator, self._home)
+        self._door = None if gateways is None else GatewayDoor(self._engine, *gateways)
         self._gone: dict[int, asyncio.Event] = {}  # by process: set when its conversation with the engine ended
         self._stopping = asyncio.Event()
         self._rng = random.Random()
@@ -59,12 +79,17 @@ class ApiWorkers:
             path = Path(folder) / "engine"
             await self._engine.start(path)
             keepers = [asyncio.create_task(self._keep(path)) for _ in range(self._count)]
+            beside = [] if self._home is None else [asyncio.create_task(self._home.keyring.keep())]
             try:
+                if self._door is not None:
+                    await self._door.start()
                 await asyncio.gather(*keepers)
             finally:
-                for keeper in keepers:
-                    keeper.cancel()
-                await asyncio.gather(*keepers, return_exceptions=True)
+                for task in (*keepers, *beside):
+                    task.cancel()
+                await asyncio.gather(*keepers, *beside, return_exceptions=True)
+                if self._door is not None:
+                    await self._door.close()
                 await self._engine.close()
 
     async def finish(self) -> None:
@@ -125,9 +150,9 @@ class ApiWorkers:
             gone.set()
 
 
-def _of_one(settings: ApiSettings) -> ApiSettings:
-    """The settings of each worker."""
-    return dataclasses.replace(settings, connections=-(-settings.connections // settings.api_workers))
+def _of_one(settings: ApiSettings, count: int) -> ApiSettings:
+    """The settings of each of so many workers."""
+    return dataclasses.replace(settings, connections=-(-settings.connections // count))
 
 
 async def _useless(process: subprocess.Popen[bytes], gone: asyncio.Event) -> None:

@@ -31,6 +31,12 @@ def kept_path(address: str) -> Path:
     return keys_dir() / f"{plain}.pem"
 
 
+def kept_gateway_path(address: str) -> Path:
+    """The path of a gateway's credentials for host:port."""
+    path = kept_path(address)
+    return path.with_name(f"gateway-{path.name}")
+
+
 def certify(address: str) -> None:
     """Gives the nodes of this machine a certificate for the head that runs on it."""
     authority().credentials(Role.NODE, socket.gethostname()).save(kept_path(address))

@@ -13,7 +13,7 @@ from shoal.models.gguf_header import GgufHeader, GgufTensor, unsupported
 
 
 class GgufFile:
-    """`meta`, `tensors`, `unusable`, `shapes`: as in GgufHeader. Raises CorruptModel for a truncated file, UnsupportedModel."""
+    """`meta`, `tensors`, `unusable`, `shapes`, `meta_bytes`: as in GgufHeader. Raises CorruptModel for a truncated file, UnsupportedModel."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -24,6 +24,7 @@ class GgufFile:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         header = GgufHeader(self._map, size, path)
         self.meta, self.tensors, self.unusable, self.shapes = header.meta, header.tensors, header.unusable, header.shapes
+        self.meta_bytes = header.meta_bytes
 
     def tensor(self, name: str) -> GgufTensor | None:
         """None if there is no such tensor. Raises UnsupportedModel for one that cannot be run."""

@@ -54,7 +54,7 @@ class GgufTensor:
 
 class GgufHeader:
     """`meta`: metadata by key (arrays as lists). `tensors`: by name, those that can be run; `unusable`: why the others cannot.
-    `shapes`: of all tensors, rows first."""
+    `shapes`: of all tensors, rows first. `meta_bytes`: where the metadata ends."""
 
     def __init__(self, begin: bytes | mmap.mmap, size: int, where: object) -> None:
         """begin: the file's first bytes, or all of them. size: of the whole file. where: the name for errors.
@@ -128,6 +128,7 @@ class GgufHeader:
         for _ in range(meta_count):
             key = self._string()
             self.meta[key] = self._value(int(self._take("<I")), key)
+        self.meta_bytes = self._at
         listed: list[tuple[str, tuple[int, ...], int, int]] = []
         for _ in range(tensor_count):
             name = self._string()

@@ -367,7 +367,13 @@ class Coordinator:
 
     def describe(self) -> control.ClusterDescription:
         return described(
-            self.name, self.cluster.members, [*self.runners.values()], self.roster, self.recorder.lines(_LINES), self._environment.now()
+            self.name,
+            self.cluster.members,
+            [*self.runners.values()],
+            self.roster,
+            self.recorder.lines(_LINES),
+            self._environment.now(),
+            self.settings.gateway_port,
         )
 
     def topology(self, runner: PipelineRunner) -> Topology:

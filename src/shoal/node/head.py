@@ -20,6 +20,7 @@ from shoal.observed.models import UpstreamView
 from shoal.observed.trace_span import TraceSpan
 from shoal.placement.expectation import Expectation
 from shoal.placement.partition import Placement
+from shoal.security.credentials import Credentials
 from shoal.telemetry.metrics import Metrics, ModelMetrics
 from shoal.telemetry.traces import Traces, export_to
 
@@ -118,6 +119,11 @@ class Head:
                 engine.close_finished()
 
     # The cluster
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """What it shows to the machines of its cluster; None: it is not protected."""
+        return self._machine.credentials
 
     @property
     def control_port(self) -> int:

@@ -11,14 +11,18 @@ from random import Random
 from time import perf_counter
 from typing import TypeVar
 
+import structlog
+
 from shoal.address import in_zone, of_socket, parse_address, zone_of
 from shoal.control.client import ControlClient
 from shoal.control.server import Attendant, ControlServer
 from shoal.errors import ConfigError
-from shoal.security.certificates import Role, server_name
+from shoal.security.certificates import Role, role_of, server_name
 from shoal.security.credentials import Credentials
 from shoal.transport.base import FrameStream, Handler
-from shoal.transport.tcp import TcpListener, connect, listen
+from shoal.transport.tcp import TcpListener, TcpStream, connect, listen
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 _TURNS = 400  # one or two milliseconds
@@ -30,7 +34,7 @@ class HostEnvironment:
         """With credentials, all traffic to and from other machines uses mutual TLS. Raises ConfigError if they have expired."""
         if credentials is not None:
             credentials.check(datetime.now(UTC))
-        self._credentials = credentials
+        self.credentials = credentials
         self._server = credentials.server_context() if credentials is not None else None
         self._client = credentials.client_context() if credentials is not None else None
         self.rng, self.turns = Random(), _TURNS
@@ -43,7 +47,18 @@ class HostEnvironment:
         return perf_counter()
 
     async def listen(self, host: str, port: int, handler: Handler) -> TcpListener:
-        return await listen(host, port, handler, self._server)
+        """With credentials, only heads and nodes get in."""
+        if self._server is None:
+            return await listen(host, port, handler)
+
+        async def admit(stream: FrameStream) -> None:
+            assert isinstance(stream, TcpStream)
+            if role_of(stream.peer_names) in (Role.HEAD, Role.NODE):
+                await handler(stream)
+            else:
+                log.warning("a peer whose certificate is neither a head's nor a node's was turned away", peer=stream.peer)
+
+        return await listen(host, port, admit, self._server)
 
     async def connect(self, host: str, port: int, timeout: float, role: Role = Role.NODE) -> FrameStream:
         return await connect(
@@ -61,10 +76,10 @@ class HostEnvironment:
 
     def control_link(self, address: str) -> ControlClient:
         self._zone = zone_of(parse_address(address).host)
-        return ControlClient(address, self._credentials)
+        return ControlClient(address, self.credentials)
 
     async def control_door(self, attendant: Attendant, host: str, port: int) -> ControlServer:
-        server = ControlServer(attendant, self._credentials)
+        server = ControlServer(attendant, self.credentials)
         await server.start(host, port)
         return server
 

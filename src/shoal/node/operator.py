@@ -14,14 +14,21 @@ from shoal.node.roster import Roster
 
 
 def described(
-    name: str, members: Members, runners: Sequence[PipelineRunner], roster: Roster, events: Iterable[str], now: float
+    name: str,
+    members: Members,
+    runners: Sequence[PipelineRunner],
+    roster: Roster,
+    events: Iterable[str],
+    now: float,
+    gateway_port: int,
 ) -> control.ClusterDescription:
-    """The answer to `shoal nodes`. now: seconds, on the cluster's clock."""
+    """The answer to `shoal nodes`, and to a gateway that looks for its port. now: seconds, on the cluster's clock."""
     return control.ClusterDescription(
         cluster=name,
         pipelines=[_pipeline(runner) for runner in runners],
         nodes=[_node(node, member, [runner.pipeline for runner in runners], roster, now) for node, member in members.items()],
         events=[*events],
+        gateway_port=gateway_port,
     )
 
 

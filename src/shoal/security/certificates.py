@@ -1,14 +1,15 @@
 """The form of the cluster's certificates.
 
-A certificate states its holder's role by a DNS name, `head.shoal` or `node.shoal`, and its holder's identity by the common
-name. TLS checks the DNS name: a node's certificate does not contain the head's name, so a node can pose as another node but
-never as the head.
+A certificate states its holder's role by a DNS name, like `head.shoal` or `node.shoal`, and its holder's identity by the common
+name. TLS checks the DNS name of a server: a node's certificate does not contain the head's name, so a node can pose as another node
+but never as the head. Servers check the name of a client with `role_of`.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import enum
+from collections.abc import Sequence
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -25,11 +26,29 @@ NAME_LENGTH = 64  # bytes of UTF-8; X.509's limit on a common name, as the crypt
 class Role(enum.StrEnum):
     HEAD = "head"
     NODE = "node"
+    GATEWAY = "gateway"
+
+
+ASKED_FOR = frozenset({Role.NODE, Role.GATEWAY})
+"""What a machine may ask to be when it pairs."""
 
 
 def server_name(role: Role) -> str:
     """What to pass as `server_hostname` to make sure that the server has that role."""
     return f"{role.value}.shoal"
+
+
+def role_of(names: Sequence[str]) -> Role | None:
+    """The role that the DNS names of a certificate state; None if they state none."""
+    return next((role for role in Role if list(names) == [server_name(role)]), None)
+
+
+def dns_names(extensions: x509.Extensions) -> list[str]:
+    """The DNS names in a certificate or in a request for one."""
+    try:
+        return extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
+    except x509.ExtensionNotFound:
+        return []
 
 
 def check_name(name: str) -> str:
@@ -75,10 +94,24 @@ def same_key(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> 
     return certificate.public_key() == key.public_key()
 
 
-def signing_request(key: ec.EllipticCurvePrivateKey, name: str) -> x509.CertificateSigningRequest:
+def signing_request(key: ec.EllipticCurvePrivateKey, name: str, role: Role = Role.NODE) -> x509.CertificateSigningRequest:
     """Asks for a certificate in `name` and proves that the asker owns the key. Raises ConfigError for an impossible name."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, check_name(name))])
-    return x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    return (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(subject)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(server_name(role))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+
+
+def asked_role(request: x509.CertificateSigningRequest) -> Role:
+    """What the asker wants to be; a node if the request does not say it. Raises ValueError for what nobody may ask for."""
+    names = dns_names(request.extensions)
+    role = role_of(names) if names else Role.NODE
+    if role is None or role not in ASKED_FOR:
+        raise ValueError(f"a request for {', '.join(names)}")
+    return role
 
 
 def authority_certificate(key: ec.EllipticCurvePrivateKey, now: dt.datetime, life: dt.timedelta) -> x509.Certificate:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from shoal.errors import ConfigError
-from shoal.security.certificates import Role, common_name, fingerprint, key_pem, load_key, same_key, server_name
+from shoal.security.certificates import Role, common_name, dns_names, fingerprint, key_pem, load_key, role_of, same_key, server_name
 from shoal.security.private_file import read_private, write_private
 
 _AGAIN = "pair this machine again with `shoal join HOST:PORT --code CODE`"
@@ -67,14 +67,9 @@ class Credentials:
     @property
     def role(self) -> Role:
         """Raises ConfigError."""
-        try:
-            names = self._leaf().extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
-        except x509.ExtensionNotFound:
-            names = []
-        for role in Role:
-            if names == [server_name(role)]:
-                return role
-        raise ConfigError(f"this machine's certificate is for neither a head nor a node; {_AGAIN}")
+        if (role := role_of(dns_names(self._leaf().extensions))) is None:
+            raise ConfigError(f"this machine's certificate names no role in a cluster; {_AGAIN}")
+        return role
 
     @property
     def expires(self) -> dt.datetime:

@@ -34,7 +34,7 @@ from spake2.ed25519_basic import NotOnCurve  # pyright: ignore[reportMissingType
 
 from shoal.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from shoal.security.authority import Authority
-from shoal.security.certificates import Role, check_name, common_name, new_key, signing_request
+from shoal.security.certificates import Role, asked_role, check_name, common_name, new_key, signing_request
 from shoal.security.credentials import Credentials
 from shoal.security.pairing_code import PairingCode
 from shoal.security.pairing_desk import PairingDesk, Ticket
@@ -84,9 +84,9 @@ def _open_sealed(key: bytes, sealed: bytes, transcript: bytes) -> bytes:
 class NodeExchange:
     """The node's side: call `hello`, `request` and `credentials` once each, in this order."""
 
-    def __init__(self, code: PairingCode, name: str, entropy: Entropy = os.urandom) -> None:
-        """Raises ConfigError if a certificate cannot contain the name."""
-        self._name = check_name(name)
+    def __init__(self, code: PairingCode, name: str, entropy: Entropy = os.urandom, role: Role = Role.NODE) -> None:
+        """role: what this machine wants to be. Raises ConfigError if a certificate cannot contain the name."""
+        self._name, self._role = check_name(name), role
         self._key = new_key()
         self._side: Any = SPAKE2_A(code.password, idA=_NODE, idB=_HEAD, entropy_f=entropy)
         self._hello = pack(PairingKind.HELLO, code.nameplate.encode("ascii") + bytes(self._side.start()))
@@ -108,7 +108,7 @@ class NodeExchange:
         keys = _keys(_finish(self._side, element), bound)
         if not hmac.compare_digest(proof, _proof(keys.prove_head, bound)):
             raise refused(Refusal.WRONG_CODE)
-        asked = signing_request(self._key, self._name).public_bytes(serialization.Encoding.DER)
+        asked = signing_request(self._key, self._name, self._role).public_bytes(serialization.Encoding.DER)
         frame = pack(PairingKind.REQUEST, _proof(keys.prove_node, bound) + ChaCha20Poly1305(keys.seal_node).encrypt(_NONCE, asked, bound))
         self._keys, self._transcript = keys, hashlib.sha256(bound + frame).digest()
         return frame
@@ -127,8 +127,9 @@ class NodeExchange:
             raise RemoteProtocolError("the head's grant holds no certificates") from error
         credentials = Credentials.of(self._key, certificate, authority)
         credentials.check(now)
-        if credentials.role != Role.NODE:
-            raise RemoteProtocolError("the head granted a certificate that is not a node's")
+        if credentials.role is not self._role:
+            what = f"the head granted a certificate that is not a {self._role.value}'s"
+            raise RemoteProtocolError(f"{what}; install the same shoal on every machine")
         return credentials
 
 
@@ -144,7 +145,7 @@ class HeadExchange:
         self._ticket: Ticket | None = None
         self._keys: _Keys | None = None
         self._transcript = b""
-        self.name = ""
+        self.name, self.role = "", Role.NODE
         self.certificate: x509.Certificate | None = None
 
     def challenge(self, hello: bytes, now: float) -> bytes:
@@ -169,13 +170,13 @@ class HeadExchange:
         payload = unpack(request, PairingKind.REQUEST)
         if not hmac.compare_digest(payload[:_PROOF], _proof(keys.prove_node, self._transcript)):
             raise refused(Refusal.WRONG_CODE)
-        asked, name = self._asked(_open_sealed(keys.seal_node, payload[_PROOF:], self._transcript))
+        asked, name, role = self._asked(_open_sealed(keys.seal_node, payload[_PROOF:], self._transcript))
         self._desk.settle(self._ticket, now)
         try:
-            certificate = self._authority.issue(asked, Role.NODE, name, now=today)
+            certificate = self._authority.issue(asked, role, name, now=today)
         except (ConfigError, ValueError) as error:
             raise refused(Refusal.BAD_REQUEST) from error
-        self.name, self.certificate = name, certificate
+        self.name, self.role, self.certificate = name, role, certificate
         der = certificate.public_bytes(serialization.Encoding.DER)
         answer = struct.pack("!H", len(der)) + der + self._authority.certificate.public_bytes(serialization.Encoding.DER)
         bound = hashlib.sha256(self._transcript + request).digest()
@@ -191,13 +192,13 @@ class HeadExchange:
         """Whether the head has answered and the node has not yet proved that it knows the code."""
         return self._keys is not None
 
-    def _asked(self, der: bytes) -> tuple[x509.CertificateSigningRequest, str]:
+    def _asked(self, der: bytes) -> tuple[x509.CertificateSigningRequest, str, Role]:
         try:
             asked = x509.load_der_x509_csr(der)
-            name = check_name(common_name(asked.subject))
+            name, role = check_name(common_name(asked.subject)), asked_role(asked)
             sound = asked.is_signature_valid and isinstance(asked.public_key(), ec.EllipticCurvePublicKey)
         except (ConfigError, ValueError) as error:
             raise refused(Refusal.BAD_REQUEST) from error
         if not sound:
             raise refused(Refusal.BAD_REQUEST)
-        return asked, name
+        return asked, name, role

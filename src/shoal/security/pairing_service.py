@@ -16,6 +16,7 @@ import structlog
 from shoal.address import join_host_port, listening_socket, of_socket
 from shoal.errors import ClusterError, PairingRefused, ProtocolError, RemoteProtocolError, VersionMismatch
 from shoal.security.authority import Authority
+from shoal.security.certificates import Role
 from shoal.security.credentials import Credentials
 from shoal.security.pairing import HeadExchange, NodeExchange
 from shoal.security.pairing_code import PairingCode
@@ -35,10 +36,11 @@ _LINGER = 1.0  # seconds that a refused node has to read the reason
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """A node has proved that it knows the code, and a certificate was issued."""
+    """A machine has proved that it knows the code, and a certificate was issued."""
 
     name: str
     peer: str
+    role: Role = Role.NODE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +161,8 @@ class PairingListener:
     async def _pair(self, exchange: HeadExchange, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._send(await self._answer(reader, lambda hello: exchange.challenge(hello, self._clock())), writer)
         grant = await self._answer(reader, lambda request: exchange.grant(request, self._clock(), dt.datetime.now(dt.UTC)))
-        log.info("a node has paired", peer=peer, name=exchange.name)
-        self._on_event(Paired(exchange.name, peer))
+        log.info("a machine has paired", peer=peer, name=exchange.name, role=exchange.role.value)
+        self._on_event(Paired(exchange.name, peer, exchange.role))
         await self._send(grant, writer)
 
     async def _answer(self, reader: asyncio.StreamReader, compute: Callable[[bytes], bytes]) -> bytes:
@@ -208,13 +210,13 @@ async def serve_pairing(
     return listener
 
 
-async def pair(host: str, port: int, code: PairingCode, name: str, timeout: float = 20.0) -> Credentials:
-    """Asks the head at `host:port` for this machine's credentials; `timeout` in seconds for all of it.
+async def pair(host: str, port: int, code: PairingCode, name: str, timeout: float = 20.0, role: Role = Role.NODE) -> Credentials:
+    """Asks the head at `host:port` for this machine's credentials; `timeout` in seconds for all of it. role: what it wants to be.
 
     Raises PairingRefused (wrong, used or expired code, too many tries), ConfigError (a name that cannot stand in a certificate,
     clocks that differ), RemoteProtocolError (no pairing port), ClusterError (nobody answers, or the conversation broke off).
     """
-    exchange = NodeExchange(code, name)
+    exchange = NodeExchange(code, name, role=role)
     where = join_host_port(host, port)
     try:
         async with asyncio.timeout(timeout):

@@ -113,6 +113,9 @@ class TcpStream:
         self.arrived = 0.0
         address: Any = protocol.transport.get_extra_info("peername")
         self.peer = join_host_port(of_socket(address), address[1]) if address else "a peer that is gone"
+        certificate: Any = protocol.transport.get_extra_info("peercert") or {}
+        self.peer_names = [name for kind, name in certificate.get("subjectAltName", ()) if kind == "DNS"]
+        """The names in the peer's certificate; none without TLS."""
 
     async def send(self, frame: Frame) -> None:
         self._write(frame)

@@ -32,6 +32,11 @@ def test_it_writes_a_nodes_credentials_for_its_owner_alone(target: Path) -> None
     assert dt.timedelta(days=29) < made.expires - NOW < dt.timedelta(days=31)
 
 
+def test_it_writes_a_gateways_too(target: Path) -> None:
+    assert CliRunner().invoke(app, ["nodes", "certify", "-o", str(target), "--gateway"]).exit_code == 0
+    assert Credentials.load(target).role is Role.GATEWAY
+
+
 def test_another_one_is_of_the_same_authority_and_has_its_own_key(target: Path) -> None:
     made: list[Credentials] = []
     for _ in range(2):

@@ -8,12 +8,15 @@ import random
 from collections.abc import Callable
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import ConfigError, LocalProtocolError, PairingRefused, ProtocolError, RemoteProtocolError, VersionMismatch
 from shoal.security.authority import Authority
-from shoal.security.certificates import Role, new_key
+from shoal.security.certificates import Role, asked_role, new_key, role_of, server_name
 from shoal.security.pairing import HeadExchange, NodeExchange
 from shoal.security.pairing_code import ALPHABET, PairingCode
 from shoal.security.pairing_desk import FREE, GUESSES, LONGEST_WAIT, PairingDesk, Ticket, pause
@@ -413,3 +416,38 @@ def test_a_head_that_grants_anothers_key_is_not_believed(monkeypatch: pytest.Mon
     request = c.node.request(c.head.challenge(c.node.hello(), 0))
     with pytest.raises(ConfigError, match="key"):
         c.node.credentials(c.head.grant(request, 0, NOW), NOW)
+
+
+def paired_as(role: Role) -> tuple[Conversation, bytes]:
+    """The conversation of a machine that wants that role, and the grant."""
+    c = Conversation()
+    c.node = NodeExchange(c.desk.code(0), "anna", role=role)
+    return c, c.head.grant(c.node.request(c.head.challenge(c.node.hello(), 0)), 0, NOW)
+
+
+def test_a_gateway_gets_a_gateways_certificate():
+    c, grant = paired_as(Role.GATEWAY)
+    assert c.node.credentials(grant, NOW).role is Role.GATEWAY
+    assert c.head.role is Role.GATEWAY
+
+
+def test_nobody_pairs_as_a_head():
+    assert refusal(lambda: paired_as(Role.HEAD))[0] == "bad_request"
+
+
+def test_a_request_that_names_no_role_is_a_nodes():
+    key = new_key()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "old")])
+    assert asked_role(x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())) is Role.NODE
+
+
+def test_a_certificate_for_another_role_than_asked_is_not_taken():
+    c, grant = paired_as(Role.GATEWAY)
+    c.node._role = Role.NODE
+    with pytest.raises(RemoteProtocolError, match="not a node's"):
+        c.node.credentials(grant, NOW)
+
+
+@given(st.lists(st.sampled_from([server_name(role) for role in Role] + ["elsewhere.shoal", ""])))
+def test_a_certificate_has_the_one_role_that_it_names(names: list[str]):
+    assert role_of(names) == (Role(names[0].partition(".")[0]) if len(names) == 1 and names[0].split(".")[0] in [*Role] else None)

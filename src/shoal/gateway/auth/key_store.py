@@ -6,12 +6,12 @@ import os
 import sqlite3
 from collections.abc import Generator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shoal.errors import ConfigError
 from shoal.gateway.auth.key import UNLIMITED, ApiKey, KeyId, KeyLimits, KeyRole, mint
+from shoal.gateway.auth.use import Use
 from shoal.request import Priority
 
 _VERSION = 2
@@ -26,16 +26,6 @@ CREATE TABLE IF NOT EXISTS keys (
     requests INTEGER NOT NULL DEFAULT 0, prompt_tokens INTEGER NOT NULL DEFAULT 0, completion_tokens INTEGER NOT NULL DEFAULT 0
 ) STRICT
 """
-
-
-@dataclass
-class Use:
-    """A key's use since it was last written."""
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    last: float = 0.0
 
 
 class KeyStore:

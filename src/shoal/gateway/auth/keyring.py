@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import time
+from typing import Protocol
 
 import msgspec
 import structlog
 
 from shoal.errors import ConfigError, NotAuthenticated
 from shoal.gateway.auth.key import ApiKey, KeyId, KeyLimits, KeyRole, mint, parted
-from shoal.gateway.auth.key_store import KeyStore, Use
+from shoal.gateway.auth.key_store import KeyStore
+from shoal.gateway.auth.use import Use
 from shoal.request import Priority
 
 log = structlog.get_logger()
@@ -24,12 +26,35 @@ FLUSH = 1.0
 """Seconds between writes of the keys' use: what a crash may lose."""
 
 
+class KeySource(Protocol):
+    """Where keys come from, and where their use is written down."""
+
+    def version(self) -> int:
+        """A number that changes whenever `all` may have; cheap."""
+        ...
+
+    def all(self) -> Sequence[ApiKey]: ...
+    def add(self, uses: Mapping[KeyId, Use]) -> None: ...
+    def close(self) -> None: ...
+
+
+class KeyAdministration(Protocol):
+    """What operators do with keys; blocks. See Keyring."""
+
+    def all(self) -> list[ApiKey]: ...
+    def create(self, name: str, limits: KeyLimits, expires: float | None, priority: Priority, role: KeyRole) -> tuple[ApiKey, str]: ...
+    def revoke(self, id: str) -> ApiKey: ...
+
+
 class Keyring:
     """Once there is a key, every request needs one, even after the last key is revoked: revoking a key never opens the API."""
 
-    def __init__(self, folder: Path | None, now: Callable[[], float] = time) -> None:
-        """folder: None: there are no keys and never will be. Raises ConfigError if the key file cannot be used."""
-        self._store, self._now = None if folder is None else KeyStore(folder), now
+    def __init__(self, folder: Path | None, now: Callable[[], float] = time, source: KeySource | None = None) -> None:
+        """folder: None: there are no keys and never will be, except those of a source. Raises ConfigError if the key file cannot be
+        used."""
+        self._folder = folder
+        self._store: KeySource | None = KeyStore(folder) if folder is not None else source
+        self._now = now
         self._keys: dict[KeyId, ApiKey] = {}
         self._uses: dict[KeyId, Use] = {}
         self._looked, self._version = -REFRESH, 0
@@ -69,6 +94,18 @@ class Keyring:
         self._refresh()
         return self._keys.get(id)
 
+    @property
+    def version(self) -> int:
+        """A number that changes with `keys`."""
+        self._refresh()
+        return self._version
+
+    @property
+    def keys(self) -> list[ApiKey]:
+        """All that were created, as they are known here."""
+        self._refresh()
+        return [*self._keys.values()]
+
     def named(self, id: str) -> str:
         """A key's name by its id; '' for none, the id itself for one that is not known any more."""
         key = self.known(KeyId(id)) if id else None
@@ -78,19 +115,19 @@ class Keyring:
 
     def all(self) -> list[ApiKey]:
         """Also those that are revoked, oldest first, with what was used until the last flush. Raises ConfigError."""
-        return [] if self._store is None else KeyStore(self._store.path.parent).all()
+        return [] if self._folder is None else KeyStore(self._folder).all()
 
     def create(self, name: str, limits: KeyLimits, expires: float | None, priority: Priority, role: KeyRole) -> tuple[ApiKey, str]:
         """A new key and its token, which is kept nowhere. Raises ConfigError."""
-        if self._store is None:
+        if self._folder is None:
             raise ConfigError("this server keeps no keys: it ends with the command that runs it")
-        return KeyStore(self._store.path.parent).create(name, self._now(), limits, expires, priority, role)
+        return KeyStore(self._folder).create(name, self._now(), limits, expires, priority, role)
 
     def revoke(self, id: str) -> ApiKey:
         """Returns the key as it was. Raises ConfigError if there is none, or it is revoked already."""
-        if self._store is None:
+        if self._folder is None:
             raise ConfigError("this server keeps no keys")
-        return msgspec.structs.replace(KeyStore(self._store.path.parent).revoke(id, self._now()), revoked=int(self._now()))
+        return msgspec.structs.replace(KeyStore(self._folder).revoke(id, self._now()), revoked=int(self._now()))
 
     def used(self, key: KeyId, *, requests: int = 0, prompt: int = 0, completion: int = 0) -> None:
         if not key:
@@ -100,6 +137,10 @@ class Keyring:
         use.prompt_tokens += prompt
         use.completion_tokens += completion
         use.last = self._now()
+
+    def used_elsewhere(self, uses: Mapping[KeyId, Use]) -> None:
+        """What a gateway has recorded."""
+        self._put_back(uses)
 
     def flush(self) -> None:
         """Writes the recorded use; if that fails, it is kept for the next time."""
@@ -122,7 +163,7 @@ class Keyring:
         uses, self._uses = self._uses, {}
         return uses
 
-    def _put_back(self, uses: dict[KeyId, Use]) -> None:
+    def _put_back(self, uses: Mapping[KeyId, Use]) -> None:
         for key, use in uses.items():
             self.used(key, requests=use.requests, prompt=use.prompt_tokens, completion=use.completion_tokens)
 

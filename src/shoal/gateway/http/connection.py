@@ -133,6 +133,11 @@ class Connections:
             if connection.asking:
                 connection.drop()
 
+    def drop(self) -> None:
+        """Closes all of them at once."""
+        for connection in list(self.open):
+            connection.drop()
+
     async def watch(self) -> None:
         """Sweeps every second until it is cancelled."""
         while True:

@@ -13,6 +13,7 @@ from shoal.errors import (
     Forbidden,
     IdTaken,
     InvalidRequest,
+    KeptElsewhere,
     Looped,
     NoRoom,
     NotAllowed,
@@ -86,6 +87,8 @@ def fault(error: ShoalError) -> Fault:
             return Fault(409, message, "invalid_request_error", error.param, "conflict")
         case NoRoom():
             return Fault(413, message, "invalid_request_error", error.param, "no_room")
+        case KeptElsewhere():
+            return Fault(501, message, "invalid_request_error", code="kept_elsewhere")
         case NotCached():
             return Fault(504, message, "invalid_request_error", "Cache-Control", "not_cached")
         case Looped():

@@ -8,21 +8,24 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from shoal.errors import ClusterError, NotReady, RemoteProtocolError
+from shoal.errors import CapacityError, ClusterError, LocalProtocolError, NotReady, RemoteProtocolError, ShoalError
 from shoal.gateway.engine import ChatTokenizer, Engine
 from shoal.gateway.engines import ServedEngines
+from shoal.gateway.operator import Operator
 from shoal.gateway.workers import messages
 from shoal.gateway.workers.channel import Channel
 from shoal.gateway.workers.head_link import HeadLink
 from shoal.gateway.workers.messages import Attached, FromHead, Names, ServedModel, Welcome
 from shoal.gateway.workers.operations import RemoteOperator
 from shoal.gateway.workers.remote_engine import RemoteEngine
+from shoal.gateway.workers.remote_home import RemoteHome
 from shoal.gateway.workers.remote_limiter import RemoteLimiter
 from shoal.observed.models import UpstreamView
 from shoal.observed.trace_span import TraceSpan
+from shoal.text.tokenizer_parts import TokenizerFiles, fetched
 
-Opened = Callable[[Path, Path | None, bool], ChatTokenizer]
-"""The tokenizer for a model, another chat template, and whether text is trusted."""
+Opened = Callable[[TokenizerFiles, bool], ChatTokenizer]
+"""The tokenizer of a model's files; whether text is trusted."""
 
 
 class RemoteTelemetry:
@@ -53,8 +56,9 @@ class RemoteTelemetry:
 class RemoteEngines(ServedEngines):
     """The gateway.engines.Engines of the head that welcomed this process. `run` must run alongside their use."""
 
-    def __init__(self, channel: Channel[FromHead], welcome: Welcome, opened: Opened) -> None:
-        self._channel, self._link, self._opened = channel, HeadLink(channel), opened
+    def __init__(self, channel: Channel[FromHead], welcome: Welcome, opened: Opened, cache: Path | None = None) -> None:
+        """cache: where a gateway puts what tokenizers are opened from."""
+        self._channel, self._link, self._opened, self._cache = channel, HeadLink(channel), opened, cache
         self.settings, self._named = welcome.settings, welcome.named
         self.server = welcome.server
         """The id under which other servers know the head: all of its workers are one server."""
@@ -64,7 +68,9 @@ class RemoteEngines(ServedEngines):
         super().__init__(engines, RemoteTelemetry(self._link))
         self._rename(welcome.named)
         self.limiter = RemoteLimiter(self._link)
-        self.operator = RemoteOperator(self._operate)
+        self.operator = RemoteOperator(self._link.operating(Operator))
+        self.home = welcome.home and RemoteHome(welcome.home, welcome.settings, self._link)
+        """For a gateway."""
         self.finishing = asyncio.Event()
         """Set when no more requests may be accepted; `finished` is the reply."""
 
@@ -72,20 +78,36 @@ class RemoteEngines(ServedEngines):
     async def connect(cls, path: Path, opened: Opened) -> RemoteEngines:
         """Opens the tokenizer of the default model, and of those with answers to take up; others when they are first asked for.
         Raises OSError, EOFError, RemoteProtocolError, and what `opened` raises."""
-        channel: Channel[FromHead] = Channel(*await asyncio.open_unix_connection(path), FromHead)
+        engines = await cls.join(*await asyncio.open_unix_connection(path), opened)
         try:
-            channel.say(messages.Join(os.getpid()))
+            await engines.prepare()
+            return engines
+        except BaseException:
+            engines._channel.abort()
+            raise
+
+    @classmethod
+    async def join(
+        cls, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, opened: Opened, name: str = "", cache: Path | None = None
+    ) -> RemoteEngines:
+        """Over a connection to the head. name, cache: of a gateway. Raises EOFError, RemoteProtocolError."""
+        channel: Channel[FromHead] = Channel(reader, writer, FromHead)
+        try:
+            channel.say(messages.Join(os.getpid(), name))
             welcome = await channel.hear()
             if not isinstance(welcome, Welcome):
                 raise RemoteProtocolError(f"{type(welcome).__name__} before Welcome")
-            engines = cls(channel, welcome, opened)
-            for name, engine in engines._remote.items():
-                if name in [*engines.names[:1], *(each.model for each in welcome.resumed)]:
-                    await engine.prepare()
-            return engines
+            return cls(channel, welcome, opened, cache)
         except BaseException:
             channel.abort()
             raise
+
+    async def prepare(self) -> None:
+        """Opens the tokenizers of the default model, and of those with answers to take up. A gateway's `run` must run meanwhile. Raises
+        what `opened` raises."""
+        for engine in self._remote.values():
+            if engine.name in self.names[:1] or engine.resumes:
+                await engine.prepare()
 
     async def run(self) -> None:
         """Processes the head's messages until it is gone. Raises RemoteProtocolError."""
@@ -95,6 +117,10 @@ class RemoteEngines(ServedEngines):
         except EOFError:
             return
 
+    def refuse(self, reason: ShoalError) -> None:
+        """Ends what is running here with that reason; answers that clients named go on at the head."""
+        self._link.end(reason)
+
     async def close(self) -> None:
         """Ends what is still running, here and at the head."""
         self._link.end(ClusterError("the server's engine is gone"))
@@ -103,9 +129,6 @@ class RemoteEngines(ServedEngines):
     def finished(self) -> None:
         """Reports that no request is unfinished any more."""
         self._link.say(messages.Finished())
-
-    async def _operate(self, name: str, arguments: bytes) -> bytes:
-        return await self._link.ask(messages.Operate(self._link.number(), name, arguments), lambda operated: operated.answer)
 
     # The gateway's interface
 
@@ -143,10 +166,27 @@ class RemoteEngines(ServedEngines):
     # Messages from the head
 
     def _engine(self, served: ServedModel, attached: Sequence[Attached]) -> RemoteEngine:
-        template = Path(served.template) if served.template else None
-        opened = partial(self._opened, Path(served.model), template, self.settings.trust_text)
-        engine = self._remote[served.name] = RemoteEngine(self._link, served, opened, attached)
+        files = partial(self._files, served.name)
+        engine = self._remote[served.name] = RemoteEngine(self._link, served, files, self._tokenizer, attached)
         return engine
+
+    def _tokenizer(self, files: TokenizerFiles) -> ChatTokenizer:
+        return self._opened(files, self.settings.trust_text)
+
+    async def _files(self, model: str) -> TokenizerFiles:
+        """What a gateway opens a model's tokenizer from."""
+        if self._cache is None:
+            raise LocalProtocolError("a worker on the head's machine fetches nothing")
+        link = self._link
+
+        async def read(part: str, offset: int) -> bytes:
+            return await link.ask(messages.ReadPart(link.number(), model, part, offset), lambda read: read.data)
+
+        parts = await link.ask(messages.ListParts(link.number(), model), lambda listed: listed.parts)
+        try:
+            return await fetched(parts, read, self._cache)
+        except OSError as error:
+            raise CapacityError(f"the tokenizer of '{model}' cannot be kept in {self._cache}: {error.strerror or error}") from error
 
     def _rename(self, named: Names) -> None:
         self._named, self._aliases = named, named.aliases
@@ -171,6 +211,10 @@ class RemoteEngines(ServedEngines):
                 self.remove(model)
             case messages.Renamed(named):
                 self._rename(named)
+            case messages.KeysChanged(keys):
+                if self.home is None:
+                    raise RemoteProtocolError("keys for a worker that reads them itself")
+                self.home.keyring.change(keys)
             case messages.Finish():
                 self.finishing.set()
             case messages.Welcome():
@@ -182,6 +226,8 @@ class RemoteEngines(ServedEngines):
                 | messages.Entered()
                 | messages.Operated()
                 | messages.Wanted()
+                | messages.PartsListed()
+                | messages.PartRead()
                 | messages.Refused()
             ):
                 self._link.replied(message)

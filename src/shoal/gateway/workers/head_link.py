@@ -13,6 +13,7 @@ from shoal.gateway.engine import TakenOver
 from shoal.gateway.workers import messages
 from shoal.gateway.workers.channel import Channel
 from shoal.gateway.workers.messages import Call, FromHead, Message, Reply
+from shoal.gateway.workers.operations import Ask
 from shoal.request import Request, RequestId, TokenChunk
 
 T = TypeVar("T")
@@ -50,6 +51,15 @@ class HeadLink:
 
     def say(self, message: Message) -> None:
         self._channel.say(message)
+
+    def operating(self, interface: type[Any]) -> Ask:
+        """Has the head do the operations of an interface: see operations."""
+
+        async def ask(name: str, arguments: bytes) -> bytes:
+            asked = messages.Operate(self.number(), interface.__name__, name, arguments)
+            return await self.ask(asked, lambda operated: operated.answer)
+
+        return ask
 
     async def ask(self, call: Call, take: Callable[[Any], T]) -> T:
         """take: handles the reply in the turn in which it arrives, because the next message may be about it."""

@@ -1,4 +1,7 @@
-"""The messages between a worker and the head, as msgpack. Requests are identified by their ids, calls by a worker's own numbers."""
+"""The messages between a worker and the head, as msgpack. Requests are identified by their ids, calls by a worker's own numbers.
+
+A gateway is a worker on another machine: it gets files, keys and kept responses over this channel.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ import msgspec
 from shoal.config import ApiSettings
 from shoal.errors import ShoalError
 from shoal.facts import ModelFacts
-from shoal.gateway.auth.key import KeyId, KeyLimits
+from shoal.gateway.auth.key import ApiKey, KeyId, KeyLimits
 from shoal.gateway.auth.limits import Allowance
+from shoal.gateway.auth.use import Use
 from shoal.observed.models import UpstreamView
 from shoal.observed.trace_span import TraceSpan
 from shoal.request import Request, RequestId, TokenChunk
+from shoal.text.tokenizer_parts import TokenizerPart
 
 Fact = str | int | float | bool | None
 
@@ -69,7 +74,7 @@ class ServedModel(Message, frozen=True):
     facts: ModelFacts
     resume: float
     model: str
-    """The path of the file or folder, for the tokenizer."""
+    """The path of the file or folder, for the tokenizer; empty for a gateway, which fetches the tokenizer's parts."""
     template: str
     """The path of the chat template that replaces the model's own, if there is one."""
     status: Status
@@ -101,6 +106,8 @@ class Join(Message, frozen=True, tag=1):
     """The first message."""
 
     pid: int
+    name: str = ""
+    """Of a gateway."""
 
 
 class Begin(Message, frozen=True, tag=2):
@@ -177,6 +184,7 @@ class Operate(Message, frozen=True, tag=15):
     """See operations."""
 
     call: int
+    interface: str
     name: str
     arguments: bytes
 
@@ -214,13 +222,56 @@ class Unwanted(Message, frozen=True, tag=18):
     call: int
 
 
-Call = Begin | Find | Scrape | Enter | Operate | Want
+class ListParts(Message, frozen=True, tag=40):
+    """A gateway wants a model's tokenizer: see tokenizer_parts."""
+
+    call: int
+    model: str
+
+
+class ReadPart(Message, frozen=True, tag=41):
+    call: int
+    model: str
+    part: str
+    offset: int
+
+
+class Used(Message, frozen=True, tag=42):
+    """What keys were used for at a gateway."""
+
+    uses: dict[KeyId, Use]
+
+
+Call = Begin | Find | Scrape | Enter | Operate | Want | ListParts | ReadPart
 FromWorker = (
-    Join | Call | Cancel | EndChoice | Close | Forget | GiveBack | Leave | Spend | Finished | Observed | Traced | Unwanted | UpstreamChanged
+    Join
+    | Call
+    | Cancel
+    | EndChoice
+    | Close
+    | Forget
+    | GiveBack
+    | Leave
+    | Spend
+    | Finished
+    | Observed
+    | Traced
+    | Unwanted
+    | Used
+    | UpstreamChanged
 )
 
 
 # From the head
+
+
+class AtHome(Message, frozen=True):
+    """What a gateway needs of the head's machine."""
+
+    api: str
+    """Where the head's own API is, for people."""
+    keys: list[ApiKey]
+    """See KeysChanged."""
 
 
 class Welcome(Message, frozen=True, tag=20):
@@ -232,6 +283,24 @@ class Welcome(Message, frozen=True, tag=20):
     resumed: list[Attached]
     server: str
     """The head's id among servers."""
+    home: AtHome | None = None
+    """For a gateway."""
+
+
+class KeysChanged(Message, frozen=True, tag=43):
+    """All keys, for a gateway; without what they were used for."""
+
+    keys: list[ApiKey]
+
+
+class PartsListed(Message, frozen=True, tag=44):
+    call: int
+    parts: list[TokenizerPart]
+
+
+class PartRead(Message, frozen=True, tag=45):
+    call: int
+    data: bytes
 
 
 class Changed(Message, frozen=True, tag=21):
@@ -321,7 +390,7 @@ class Taken(Message, frozen=True, tag=29):
     requests: list[RequestId]
 
 
-Reply = Begun | Found | Scraped | Entered | Operated | Wanted | Refused
-FromHead = Welcome | Changed | EngineAdded | EngineGone | Renamed | Reply | Finish | Said | Over | Broke | Taken
+Reply = Begun | Found | Scraped | Entered | Operated | Wanted | PartsListed | PartRead | Refused
+FromHead = Welcome | Changed | EngineAdded | EngineGone | Renamed | KeysChanged | Reply | Finish | Said | Over | Broke | Taken
 
 Heard = TypeVar("Heard", FromWorker, FromHead)

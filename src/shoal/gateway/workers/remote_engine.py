@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
+from shoal.errors import NotReady
 from shoal.gateway.auth.key import KeyId
 from shoal.gateway.engine import ChatTokenizer
 from shoal.gateway.workers import messages
 from shoal.gateway.workers.head_link import HeadLink, RemoteStream
 from shoal.gateway.workers.messages import Attached, ServedModel
 from shoal.request import Request
+from shoal.text.tokenizer_parts import TokenizerFiles
 
 
 class RemoteResumed:
@@ -24,27 +27,46 @@ class RemoteResumed:
 class RemoteEngine:
     """A gateway.engine.Engine."""
 
-    def __init__(self, link: HeadLink, served: ServedModel, opened: Callable[[], ChatTokenizer], attached: Sequence[Attached] = ()) -> None:
-        """opened: the tokenizer. attached: answers that move here."""
+    def __init__(
+        self,
+        link: HeadLink,
+        served: ServedModel,
+        files: Callable[[], Awaitable[TokenizerFiles]],
+        opened: Callable[[TokenizerFiles], ChatTokenizer],
+        attached: Sequence[Attached] = (),
+    ) -> None:
+        """files: what the tokenizer is opened from, where the head's own files cannot be read. opened: the tokenizer. attached: answers
+        that move here."""
         self.name, self.created, self.vocabulary = served.name, served.created, served.vocabulary
         self.identity, self.facts, self.resume = served.identity, served.facts, served.resume
         self.status = served.status
-        self._link, self._open = link, opened
+        self._link, self._fetch, self._open = link, files, opened
+        self._files = TokenizerFiles(Path(served.model), Path(served.template) if served.template else None) if served.model else None
         self._tokenizer: ChatTokenizer | None = None
-        self._opening = threading.Lock()
+        self._fetching, self._opening = asyncio.Lock(), threading.Lock()
         self._resumed = [self._attached(each) for each in attached]
 
     @property
     def tokenizer(self) -> ChatTokenizer:
-        """Opened when it is first needed, which takes up to seconds: `prepare` does it in a thread. Raises what opening it raises."""
+        """Opened when it is first needed, which takes up to seconds: `prepare` does it in a thread. Raises what opening it raises, and
+        NotReady if its files have to be fetched first."""
         if self._tokenizer is None:
+            if self._files is None:
+                raise NotReady(f"the tokenizer of '{self.name}' has not been fetched yet")
             with self._opening:
-                self._tokenizer = self._tokenizer or self._open()
+                self._tokenizer = self._tokenizer or self._open(self._files)
         return self._tokenizer
 
+    @property
+    def resumes(self) -> bool:
+        """Whether there are answers to take up."""
+        return bool(self._resumed)
+
     async def prepare(self) -> None:
-        """Returns when its tokenizer is open."""
+        """Returns when its tokenizer is open. Raises what fetching and opening it raise."""
         if self._tokenizer is None:
+            async with self._fetching:
+                self._files = self._files or await self._fetch()
             await asyncio.to_thread(lambda: self.tokenizer)
 
     @property
@@ -79,8 +101,11 @@ class RemoteEngine:
     async def find(self, answer: str, owner: KeyId) -> RemoteResumed | None:
         asked = messages.Find(self._link.number(), self.name, answer, owner)
         try:
-            return await self._link.ask(asked, lambda found: found.answer and self._attached(found.answer))
-        except asyncio.CancelledError:
+            found = await self._link.ask(asked, lambda found: found.answer and self._attached(found.answer))
+            if found is not None:
+                await self.prepare()
+            return found
+        except BaseException:
             self._link.say(messages.GiveBack(answer))
             raise
 

@@ -1,34 +1,38 @@
-"""The head's side: provides the engines to the API workers, on a Unix socket.
+"""The head's side: provides the engines to the API workers, on a Unix socket, and to gateways, which are workers on other machines.
 
 An answer belongs to the worker that began it, or that asked for it last. When a worker is gone its answers end, except those
 that their clients named: these continue and belong to nobody until a worker asks for one, or a new worker joins, which takes
-over all of them.
+over all of them. A gateway takes over only what it asks for.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 
 from shoal.config import ApiSettings
-from shoal.errors import IdTaken, NotReady, RemoteProtocolError, ShoalError
+from shoal.errors import CapacityError, IdTaken, NotReady, RemoteProtocolError, ShoalError
 from shoal.gateway.auth.key import KeyId
 from shoal.gateway.auth.limits import LocalLimiter
+from shoal.gateway.endpoints.responses.store import Responses
 from shoal.gateway.engine import Engine
 from shoal.gateway.engines import Engines
 from shoal.gateway.operator import Operator
 from shoal.gateway.upstream.hops import server_id
 from shoal.gateway.workers import messages
 from shoal.gateway.workers.channel import Channel
+from shoal.gateway.workers.home import HeadHome
 from shoal.gateway.workers.messages import Failure, FromWorker, Reply, Status
-from shoal.gateway.workers.operations import operated
+from shoal.gateway.workers.operations import INTERFACES, operated
 from shoal.gateway.workers.remote_answer import RemoteAnswer
 from shoal.request import RequestId
+from shoal.text.tokenizer_parts import TokenizerFiles, TokenizerParts
 from shoal.trace_context import TRACE
 
 log = structlog.get_logger()
@@ -39,18 +43,12 @@ _OBSERVED_OF_ALL = frozenset({"request", "cache", "upstream"})
 """What is counted, for a model and for all of them together."""
 
 
-class TokenizerFiles(NamedTuple):
-    """What a model's tokenizer is opened from. template: replaces the model's own."""
-
-    model: Path
-    template: Path | None = None
-
-
 class _Worker:
     """One connection."""
 
-    def __init__(self, channel: Channel[FromWorker]) -> None:
-        self.channel = channel
+    def __init__(self, channel: Channel[FromWorker], gateway: str = "") -> None:
+        """gateway: where it is; '' for a worker on this machine."""
+        self.channel, self.gateway = channel, gateway
         self.pid = 0
         """Set when it has joined."""
         self.calls: dict[int, asyncio.Task[None]] = {}
@@ -67,9 +65,10 @@ class EngineServer:
         settings: ApiSettings,
         lost: Callable[[int], None] = lambda pid: None,
         operator: Operator | None = None,
+        home: HeadHome | None = None,
     ) -> None:
         """files: of a model, from which the workers open its tokenizer. lost: called with the process id of a worker whose
-        connection ended. operator: of the cluster."""
+        connection ended. operator: of the cluster. home: for gateways; None: there are none."""
         self._engines, self._files, self._settings, self._lost, self._operator = engines, files, settings, lost, operator
         self._answers: dict[str, RemoteAnswer] = {}
         self._beginning: set[str] = set()
@@ -80,6 +79,7 @@ class EngineServer:
         """The engines as the workers know them."""
         self._named = self._names()
         self._limiter = LocalLimiter()
+        self._home = home
         self._server_id = server_id()
         self._finishing = False
 
@@ -132,6 +132,11 @@ class EngineServer:
         if (named := self._names()) != self._named:
             self._named = named
             self._tell(messages.Renamed(named))
+        if self._home is not None and self._home.keys_changed:
+            changed = messages.KeysChanged(self._home.keys)
+            for worker in self._joined:
+                if worker.gateway:
+                    worker.channel.say(changed)
 
     def _names(self) -> messages.Names:
         engines = self._engines
@@ -146,10 +151,10 @@ class EngineServer:
         ]
         for held in resumed:
             self._hold(held)
-        first = next(iter(self._joined), None)
+        first = next((worker for worker in self._joined if not worker.gateway), None)
         for worker in self._joined:
             attached = [held.attached for held in resumed] if worker is first else []
-            worker.channel.say(messages.EngineAdded(self._served(engine, status), attached))
+            worker.channel.say(messages.EngineAdded(self._served(worker, engine, status), attached))
         for held in resumed:
             if first is None:
                 self._orphan(held)
@@ -164,8 +169,8 @@ class EngineServer:
                 held.fail(NotReady(f"the model '{engine.name}' was unloaded"))
         self._tell(messages.EngineGone(engine.name))
 
-    def _served(self, engine: Engine, status: Status) -> messages.ServedModel:
-        model, template = self._files(engine.name)
+    def _served(self, worker: _Worker, engine: Engine, status: Status) -> messages.ServedModel:
+        model, template = ("", None) if worker.gateway else self._files(engine.name)
         return messages.ServedModel(
             engine.name,
             engine.created,
@@ -194,14 +199,18 @@ class EngineServer:
     # Conversations
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        worker, task = _Worker(Channel(reader, writer, FromWorker)), asyncio.current_task()
+        await self.converse(reader, writer)
+
+    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gateway: str = "") -> None:
+        """Serves a worker until it is gone. gateway: where it is, if it is one."""
+        worker, task = _Worker(Channel(reader, writer, FromWorker), gateway), asyncio.current_task()
         assert task is not None
         self._workers[task] = worker
         try:
             await self._converse(worker)
         except (EOFError, RemoteProtocolError) as error:
             if isinstance(error, RemoteProtocolError):
-                log.error("an API worker said what cannot be", pid=worker.pid, reason=str(error))
+                log.error("an API worker said what cannot be", pid=worker.pid, gateway=gateway, reason=str(error))
         finally:
             del self._workers[task]
             worker.channel.abort()
@@ -210,7 +219,9 @@ class EngineServer:
             await asyncio.gather(*worker.calls.values(), return_exceptions=True)
             self._leave(worker)
             worker.finished.set()
-            if worker.pid:
+            if gateway:
+                await self._lose(worker)
+            elif worker.pid:
                 self._lost(worker.pid)
 
     async def _converse(self, worker: _Worker) -> None:
@@ -220,14 +231,20 @@ class EngineServer:
             raise RemoteProtocolError(f"{type(first).__name__} before Join")
         self._look()
         worker.pid = first.pid
+        if worker.gateway:
+            log.info("a gateway has come", gateway=worker.gateway, name=first.name)
         self._welcome(worker)
         while True:
             self._heard(worker, await worker.channel.hear())
 
     def _welcome(self, worker: _Worker) -> None:
-        orphans = [self._answers[id] for id in self._orphans]
-        served = [self._served(*told) for told in self._told.values()]
-        worker.channel.say(messages.Welcome(self._settings, served, self._named, [held.attached for held in orphans], self._server_id))
+        orphans = [self._answers[id] for id in self._orphans] if not worker.gateway else []
+        served = [self._served(worker, *told) for told in self._told.values()]
+        home = messages.AtHome(self._home.api, self._home.keys) if self._home is not None and worker.gateway else None
+        # Folders, and the keys of upstreams, are on this machine.
+        settings = self._settings if home is None else dataclasses.replace(self._settings, data="", upstream="", upstream_key_file="")
+        resumed = [held.attached for held in orphans]
+        worker.channel.say(messages.Welcome(settings, served, self._named, resumed, self._server_id, home))
         for held in orphans:
             self._attach(held, worker)
         if self._finishing:
@@ -256,7 +273,13 @@ class EngineServer:
             case messages.Finished():
                 worker.finished.set()
             case messages.Operate(call):
-                self._call(worker, call, lambda: self._operate(message))
+                self._call(worker, call, lambda: self._operate(worker, message))
+            case messages.ListParts(call, model):
+                self._call(worker, call, lambda: self._list_parts(call, model))
+            case messages.ReadPart(call):
+                self._call(worker, call, lambda: self._read_part(message))
+            case messages.Used(uses):
+                self._at_home.keyring.used_elsewhere(uses)
             case messages.Scrape(call):
                 self._call(worker, call, lambda: self._scrape(call))
             case messages.Cancel(call, answer):
@@ -358,10 +381,47 @@ class EngineServer:
     async def _scrape(self, call: int) -> Reply:
         return messages.Scraped(call, await self._engines.scrape())
 
-    async def _operate(self, asked: messages.Operate) -> Reply:
-        if self._operator is None:
-            raise RemoteProtocolError("these engines have no operator")
-        return messages.Operated(asked.call, await operated(self._operator, asked.name, asked.arguments))
+    async def _operate(self, worker: _Worker, asked: messages.Operate) -> Reply:
+        if (interface := INTERFACES.get(asked.interface)) is None:
+            raise RemoteProtocolError(f"nothing here is a '{asked.interface}'")
+        target = self._target(worker, interface)
+        if target is None:
+            raise RemoteProtocolError(f"these engines have no {asked.interface}")
+        return messages.Operated(asked.call, await operated(target, asked.name, asked.arguments, interface))
+
+    def _target(self, worker: _Worker, interface: type[Any]) -> object:
+        """What a worker's operations are done with."""
+        if interface is Operator:
+            return self._operator
+        return self._at_home.responses_of(worker) if interface is Responses else self._at_home.keyring
+
+    @property
+    def _at_home(self) -> HeadHome:
+        """Raises RemoteProtocolError."""
+        if self._home is None:
+            raise RemoteProtocolError("this head takes no gateways")
+        return self._home
+
+    async def _parts(self, model: str) -> TokenizerParts:
+        """Raises NotReady, OSError."""
+        if model not in self._told:
+            raise NotReady(f"the model '{model}' was unloaded")
+        return await self._at_home.parts(self._told[model][0])
+
+    async def _list_parts(self, call: int, model: str) -> Reply:
+        return messages.PartsListed(call, (await self._parts(model)).listed)
+
+    async def _read_part(self, asked: messages.ReadPart) -> Reply:
+        parts = await self._parts(asked.model)
+        return messages.PartRead(asked.call, await asyncio.to_thread(parts.read, asked.part, asked.offset))
+
+    async def _lose(self, gateway: _Worker) -> None:
+        """Its responses run nowhere any more."""
+        log.info("a gateway is gone", gateway=gateway.gateway)
+        try:
+            await asyncio.to_thread(self._at_home.responses_of(gateway).lose)
+        except CapacityError as error:
+            log.warning("responses of a gateway that is gone go on looking as if they ran", reason=str(error))
 
     async def _enter(self, worker: _Worker, asked: messages.Enter) -> Reply:
         allowance = await self._limiter.enter(asked.key, asked.limits)

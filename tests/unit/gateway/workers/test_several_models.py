@@ -15,6 +15,7 @@ from shoal.errors import NotReady
 from shoal.gateway.engine import Engine
 from shoal.gateway.workers import messages
 from shoal.gateway.workers.client import RemoteEngines
+from shoal.text.tokenizer_parts import TokenizerFiles
 from tests.support.engine import Resumed, ScriptedStream, spoken
 from tests.support.http import eventually
 from tests.support.remote import NOBODY, Workers, files, some, taken
@@ -58,8 +59,8 @@ def test_a_tokenizer_is_opened_when_its_model_is_asked_for() -> None:
 
 def test_a_tokenizer_that_cannot_be_opened_is_the_fault_of_its_own_requests() -> None:
     async def work(made: Workers) -> None:
-        def fails(model: Path, template: Path | None, trust_text: bool) -> Any:
-            if model.stem == "beta" and not mended:
+        def fails(found: TokenizerFiles, trust_text: bool) -> Any:
+            if found.model.stem == "beta" and not mended:
                 raise NotReady("the file is gone")
             return made.engines.all[0].tokenizer
 

@@ -168,6 +168,6 @@ def test_a_head_that_says_nonsense_is_left() -> None:
         with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
             async with await asyncio.start_unix_server(serve, f"{folder}/engine"):
                 with pytest.raises(RemoteProtocolError):
-                    await RemoteEngines.connect(f"{folder}/engine", lambda path, template, trust: FakeEngine().tokenizer)  # pyright: ignore[reportArgumentType]
+                    await RemoteEngines.connect(f"{folder}/engine", lambda found, trust: FakeEngine().tokenizer)  # pyright: ignore[reportArgumentType]
 
     asyncio.run(work())

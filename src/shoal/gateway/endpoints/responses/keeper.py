@@ -11,7 +11,7 @@ from shoal.errors import CapacityError, ShoalError, UnknownAnswer
 from shoal.gateway.answers.answer import Answer, TakenOver
 from shoal.gateway.answers.job import Job
 from shoal.gateway.endpoints.responses.job import ResponseJob
-from shoal.gateway.endpoints.responses.store import ResponseStore
+from shoal.gateway.endpoints.responses.store import Responses
 from shoal.gateway.endpoints.responses.writer import ResponseWriter
 from shoal.gateway.engine import Engine
 from shoal.gateway.http.faults import fault
@@ -22,7 +22,7 @@ log = structlog.get_logger()
 class ResponseKeeper:
     """A gateway.answers.under_way.Watcher for responses that are to be stored; it ignores other answers."""
 
-    def __init__(self, store: ResponseStore) -> None:
+    def __init__(self, store: Responses) -> None:
         self._store = store
 
     async def begun(self, job: Job, engine: Engine) -> None:

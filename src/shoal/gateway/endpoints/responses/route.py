@@ -16,7 +16,7 @@ from shoal.gateway.auth.caller import CALLER
 from shoal.gateway.endpoints.responses.answer import CompactedAnswer, DeletedResponse, InputItems, InputTokens, ResponseAnswer
 from shoal.gateway.endpoints.responses.compaction import compaction_job
 from shoal.gateway.endpoints.responses.job import ResponseJob, check_include, response_job
-from shoal.gateway.endpoints.responses.store import ResponseStore
+from shoal.gateway.endpoints.responses.store import Responses
 from shoal.gateway.endpoints.responses.wire import CompactRequest, ResponseRequest
 from shoal.gateway.http.work import work
 from shoal.gateway.schema.contract import contract
@@ -37,7 +37,7 @@ def page(items: Sequence[dict[str, Any]], limit: int, order: str, after: str | N
     return {"object": "list", "data": data, "first_id": ids[0], "last_id": ids[-1], "has_more": len(ordered) > limit}
 
 
-def routes(service: Service, store: ResponseStore) -> APIRouter:
+def routes(service: Service, store: Responses) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/responses", **contract(ResponseRequest, ResponseAnswer, 404, 409, 499, 502, 504, 508, streams=True, headers=CHOSEN))

@@ -26,7 +26,7 @@ from shoal.gateway.answers.events import told
 from shoal.gateway.answers.writer import Usage
 from shoal.gateway.auth.caller import CALLER
 from shoal.gateway.endpoints.responses.job import ResponseJob, response_job
-from shoal.gateway.endpoints.responses.store import MAX_CONVERSATION, KeptResponse, ResponseStore
+from shoal.gateway.endpoints.responses.store import MAX_CONVERSATION, KeptResponse, Responses
 from shoal.gateway.endpoints.responses.wire import ResponseRequest
 from shoal.gateway.endpoints.responses.writer import usage_of
 from shoal.gateway.endpoints.socket import Session
@@ -43,7 +43,7 @@ class ConnectionTurns:
     """A responses.store.Turns: first the turns of this connection that are not stored, then the stored ones. The oldest are
     forgotten first."""
 
-    def __init__(self, store: ResponseStore) -> None:
+    def __init__(self, store: Responses) -> None:
         self._store = store
         self._kept: dict[str, KeptResponse] = {}
 
@@ -72,7 +72,7 @@ class ConnectionTurns:
 class _Responses(Session):
     endpoint = "responses"
 
-    def __init__(self, service: Service, store: ResponseStore, socket: WebSocket) -> None:
+    def __init__(self, service: Service, store: Responses, socket: WebSocket) -> None:
         super().__init__(service, socket)
         self._kept = store
         self._turns = ConnectionTurns(store)
@@ -145,7 +145,7 @@ class _Responses(Session):
         self._kept.end(ended)
 
 
-def routes(service: Service, store: ResponseStore) -> APIRouter:
+def routes(service: Service, store: Responses) -> APIRouter:
     router = APIRouter()
 
     @router.websocket("/v1/responses")

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import psutil
 
+from shoal.config import ApiSettings
 from shoal.errors import CapacityError, IdTaken, InvalidRequest, UnknownAnswer
 from shoal.sizes import human_bytes
 
@@ -51,6 +52,10 @@ class Bounds:
     seconds: float
     """Age at which a response is forgotten."""
 
+    @classmethod
+    def of(cls, settings: ApiSettings) -> Bounds:
+        return cls(settings.responses, settings.responses_bytes, settings.responses_days * 86400)
+
 
 @dataclass(frozen=True)
 class KeptResponse:
@@ -62,6 +67,10 @@ class KeptResponse:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+_NOWHERE = "0 0"
+"""A process that does not exist."""
 
 
 def _this_process() -> str:
@@ -93,6 +102,19 @@ class Turns(Protocol):
         ...
 
 
+class Responses(Protocol):
+    """Keeps responses: see ResponseStore."""
+
+    @property
+    def keeps(self) -> bool: ...
+    def begin(self, response: dict[str, Any], input: Sequence[dict[str, Any]], owner: str = "") -> None: ...
+    def adopt(self, id: str) -> None: ...
+    def end(self, response: dict[str, Any]) -> None: ...
+    def get(self, id: str, owner: str = "", runs: bool = False) -> KeptResponse: ...
+    def chain(self, id: str, owner: str = "") -> list[KeptResponse]: ...
+    def delete(self, id: str, owner: str = "") -> None: ...
+
+
 class ResponseStore:
     """owner: of a response; nobody else finds it."""
 
@@ -121,6 +143,12 @@ class ResponseStore:
         """A response that another process began now runs in this one; ignored if it has ended. Raises CapacityError."""
         with self._transaction() as connection:
             connection.execute("UPDATE responses SET runner = ? WHERE id = ? AND runner != ''", (_this_process(), id))
+
+    def lose(self, ids: Sequence[str]) -> None:
+        """These run nowhere any more, unless they are adopted; ignored for those that have ended. Raises CapacityError."""
+        with self._transaction() as connection:
+            gone = [(_NOWHERE, id) for id in ids]
+            connection.executemany("UPDATE responses SET runner = ? WHERE id = ? AND runner != ''", gone)
 
     def end(self, response: dict[str, Any]) -> None:
         """Stores a response's end; ignored if it was deleted meanwhile. Raises CapacityError."""

@@ -1,0 +1,110 @@
+"""Who may do what at a protected head's control port, and at a protected node's tensor port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.control.client import ControlClient, describe, dismiss
+from shoal.control.messages import ClusterDescription, DismissAnswer, DismissRequest, Join, NodeMessage
+from shoal.control.server import ControlServer, NodeConnection
+from shoal.errors import ClusterError
+from shoal.node.host_environment import HostEnvironment
+from shoal.security.authority import Authority
+from shoal.security.certificates import Role
+from shoal.transport.base import FrameStream
+
+
+class Attentive:
+    """Remembers who joined, and sends them home."""
+
+    def __init__(self) -> None:
+        self.joined: list[str] = []
+
+    def heard(self, conversation: NodeConnection, message: NodeMessage) -> None:
+        assert isinstance(message, Join)
+        self.joined.append(message.name)
+        conversation.end()
+
+    def hung_up(self, conversation: NodeConnection) -> None: ...
+
+    def describe(self) -> ClusterDescription:
+        return ClusterDescription(cluster="m")
+
+    def dismiss(self, request: DismissRequest) -> DismissAnswer:
+        return DismissAnswer(done=True)
+
+
+def at_head(folder: Path, work: Callable[[Attentive, str, Authority], Awaitable[Any]]) -> None:
+    async def go() -> None:
+        authority, attendant = Authority.open(folder / "authority"), Attentive()
+        server = ControlServer(attendant, authority.credentials(Role.HEAD, "head"))
+        await server.start("127.0.0.1", 0)
+        try:
+            await work(attendant, f"127.0.0.1:{server.port}", authority)
+        finally:
+            await server.stop()
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("role", [*Role])
+def test_nodes_alone_join(role: Role, tmp_path: Path) -> None:
+    async def work(attendant: Attentive, address: str, authority: Authority) -> None:
+        client = ControlClient(address, authority.credentials(role, "anna"))
+        client.say(Join(name="anna"))
+        refused = contextlib.nullcontext() if role is Role.NODE else pytest.raises(ClusterError, match="not a node's")
+        with refused:
+            async for _ in client.attend(10):
+                pass
+        await client.close()
+        assert attendant.joined == (["anna"] if role is Role.NODE else [])
+
+    at_head(tmp_path, work)
+
+
+@pytest.mark.parametrize("role", [*Role])
+def test_all_members_may_look_and_the_heads_machine_alone_sends_nodes_away(role: Role, tmp_path: Path) -> None:
+    async def work(attendant: Attentive, address: str, authority: Authority) -> None:
+        credentials = authority.credentials(role, "anna")
+        assert (await describe(address, credentials)).cluster == "m"
+        assert (await dismiss(address, "b", False, credentials)).done == (role is Role.HEAD)
+
+    at_head(tmp_path, work)
+
+
+@pytest.mark.parametrize("role", [*Role])
+def test_heads_and_nodes_alone_get_to_a_tensor_port(role: Role, tmp_path: Path) -> None:
+    authority = Authority.open(tmp_path / "authority")
+    server, client = (HostEnvironment(authority.credentials(which, "x")) for which in (Role.NODE, role))
+
+    async def go() -> None:
+        heard = list[str]()
+        came = asyncio.Event()
+
+        async def handler(stream: FrameStream) -> None:
+            heard.append(stream.peer)
+            came.set()
+            await stream.receive()
+
+        listener = await server.listen("127.0.0.1", 0, handler)
+        stream = await client.connect("127.0.0.1", listener.port, 10)
+        if role is Role.GATEWAY:
+            with pytest.raises((EOFError, ConnectionError)):
+                await stream.receive()
+        else:
+            await asyncio.wait_for(came.wait(), 10)
+        await stream.close()
+        await listener.close()
+        assert bool(heard) == (role is not Role.GATEWAY)
+
+    try:
+        asyncio.run(go())
+    finally:
+        server.close()
+        client.close()
