@@ -43,6 +43,7 @@
     │       └── VersionMismatch
     ├── UpstreamFailed             another server, which should have answered, did not: HTTP 502
     └── ClusterError               a node failed to carry out an order
+        ├── LeaseUnreachable       the keeper of the lease that heads lead by does not answer
         ├── NotPaired              the head wants a certificate that this machine does not have
         └── StageLost              the route through the nodes is broken
             └── StepFailed         a stage could not run a step
@@ -313,6 +314,14 @@ class VersionMismatch(RemoteProtocolError):
 
 class ClusterError(ShoalError):
     """A node failed to carry out an order."""
+
+
+class LeaseUnreachable(ClusterError):
+    """keeper: what was asked, without secrets."""
+
+    def __init__(self, keeper: str, why: str) -> None:
+        super().__init__(f"{keeper} does not answer ({why})")
+        self.keeper = keeper
 
 
 class NotPaired(ClusterError):

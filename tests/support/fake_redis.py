@@ -5,9 +5,23 @@ from __future__ import annotations
 import re
 import socket
 import sys
+import uuid
 
 from fakeredis import TcpFakeServer
 from fakeredis._clients._tcp_server import TCPFakeRequestHandler
+from fakeredis._commands import command
+from fakeredis.commands_mixins.server_mixin import ServerCommandsMixin
+
+RUN = uuid.uuid4().hex
+
+
+@command((), (bytes,))
+def info(self: ServerCommandsMixin, *sections: bytes) -> bytes:
+    """fakeredis has no INFO."""
+    return f"# Server\r\nrun_id:{RUN}\r\n".encode()
+
+
+ServerCommandsMixin.info = info  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Guarded(TCPFakeRequestHandler):

@@ -6,6 +6,7 @@ The system's `redis-server` where there is one, else one in Python (fakeredis). 
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -60,6 +61,15 @@ class RedisServer:
         process.stdin.write(self.password.encode())
         process.stdin.close()
         return process
+
+    def pause(self) -> None:
+        """It answers nobody, and keeps what it has."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         process, self._process = self._process, None
