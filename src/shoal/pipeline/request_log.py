@@ -11,16 +11,15 @@ Records are handed over at once and written by a task, many at a time, in a thre
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
 from shoal.errors import ConfigError
-from shoal.file_lock import locked
 from shoal.pipeline import records
+from shoal.pipeline.log_file import LogFile
 from shoal.pipeline.records import Accepted, Gone, KeptAnswer, Record, SampledToken, SampledTokens
 from shoal.request import Request, RequestId, TokenChunk
 from shoal.sizes import human_bytes
@@ -28,16 +27,16 @@ from shoal.sizes import human_bytes
 log = structlog.get_logger()
 
 _LINGER = 0.01  # seconds for which records are gathered; a crash costs that much sampling
-_BOUND = 8 << 20  # bytes of the file above which it is rewritten with only the live answers
 _MOST_PENDING = 64 << 20  # bytes that may wait for a disk that does not respond
 
 
 class RequestLog:
-    def __init__(self, folder: Path, identity: str) -> None:
-        """identity: the model and how it is run; records of another one in the folder are dropped. Raises ConfigError."""
+    def __init__(self, folder: Path, identity: str, put: Callable[[bytes], None] = lambda data: None) -> None:
+        """identity: the model and how it is run; records of another one in the folder are dropped. put: is given every record, encoded, at
+        once. Raises ConfigError."""
         self.kept: list[KeptAnswer] = []
         """Answers that were unfinished when the previous process ended."""
-        self._identity, self._path = identity, folder / "requests"
+        self._identity, self._copied = identity, put
         self._numbers: dict[RequestId, int] = {}
         self._answers: dict[str, list[RequestId]] = {}
         self._examined: set[RequestId] = set()
@@ -46,28 +45,25 @@ class RequestLog:
         self._size = 0
         self._wanted, self._hurry = asyncio.Event(), asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
-        self._off = False
+        self._snapshots: list[Callable[[bytes], None]] = []
+        self._off = self._sealed = False
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _locked(folder / "lock")
+            self._file = LogFile(folder)
             self._read()
-            self._file, self._bytes = _replaced(self._path, records.written(identity, self.kept))
+            self._file.replace(records.written(identity, self.kept))
         except OSError as error:
             raise ConfigError(f"cannot keep requests in {folder}: {error.strerror or error}; choose another --state, or none") from error
-        self._bound = max(_BOUND, 2 * self._bytes)
+        self._path = self._file.path
         self._task = asyncio.get_running_loop().create_task(self._write())
 
     def _read(self) -> None:
-        try:
-            data = self._path.read_bytes()
-        except FileNotFoundError:
-            return
+        data, path = self._file.read(), str(self._file.path)
         ledger, end = records.read(data)
         if end < len(data):
-            log.warning("the end of the kept requests was torn, and is cut off", file=str(self._path), bytes=len(data) - end)
+            log.warning("the end of the kept requests was torn, and is cut off", file=path, bytes=len(data) - end)
         if ledger.identity != self._identity:
             if ledger.answers:
-                log.warning("the kept requests are of another model, and are dropped", file=str(self._path), requests=len(ledger.answers))
+                log.warning("the kept requests are of another model, and are dropped", file=path, requests=len(ledger.answers))
             return
         self.kept = list(ledger.answers.values())
         for kept in self.kept:
@@ -104,19 +100,35 @@ class RequestLog:
                 self._examined.discard(request)
             self._put(Gone(answer))
 
+    def seal(self) -> None:
+        """Records nothing more: another head goes on with what is there."""
+        self._sealed = True
+
+    def snapshot(self, take: Callable[[bytes], None]) -> None:
+        """Gives `take` all that was put so far; in the same turn of the loop, so that whatever is put later comes after it. Nothing, if the file
+        cannot be written."""
+        if self._off:
+            take(b"")
+            return
+        self._snapshots.append(take)
+        self._wanted.set()
+        self._hurry.set()
+
     async def close(self) -> None:
         await self._written()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        os.close(self._file)
-        os.close(self._lock)
+        self._file.close()
 
     # Writing
 
     def _put(self, record: Record) -> None:
-        if self._off:
+        if self._sealed:
             return
         data = records.encode(record)
+        self._copied(data)
+        if self._off:
+            return
         self._pending.append(data)
         self._size += len(data)
         self._wanted.set()
@@ -145,68 +157,35 @@ class RequestLog:
                 data, self._pending, self._size = b"".join(self._pending), [], 0
                 waiting, self._waiting = self._waiting, []
                 try:
-                    await asyncio.to_thread(self._append, data)
+                    await asyncio.to_thread(self._file.append, data)
                 finally:
                     _release(waiting)
-                if self._bytes > self._bound:
-                    await asyncio.to_thread(self._compact)
+                if self._file.grown:
+                    await asyncio.to_thread(self._file.compact)
+                if self._snapshots:
+                    await self._take_snapshots()
         except Exception as error:  # any error: those who wait for the file must not wait for ever
             if not isinstance(error, OSError):
                 log.error("writing the kept requests failed unexpectedly", exc_info=error)
             self._give_up(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
-    def _append(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            count = os.write(self._file, view)
-            self._bytes += count
-            view = view[count:]
-
-    def _compact(self) -> None:
-        """Rewrites the file without the answers that are gone."""
-        ledger, _ = records.read(self._path.read_bytes())
-        old = self._file
-        self._file, self._bytes = _replaced(self._path, records.written(self._identity, ledger.answers.values()))
-        os.close(old)
-        self._bound = max(_BOUND, 2 * self._bytes)
+    async def _take_snapshots(self) -> None:
+        written = await asyncio.to_thread(self._file.read)
+        snapshots, self._snapshots = self._snapshots, []
+        for take in snapshots:
+            take(written + b"".join(self._pending))
 
     def _give_up(self, why: str) -> None:
         log.error("requests can no longer be kept; those under way will be lost with the head", file=str(self._path), reason=why)
         self._off = True
         self._pending, self._size = [], 0
         _release(self._waiting)
+        snapshots, self._snapshots = self._snapshots, []
+        for take in snapshots:
+            take(b"")
 
 
 def _release(waiting: list[asyncio.Future[None]]) -> None:
     for future in waiting:
         if not future.done():
             future.set_result(None)
-
-
-def _locked(path: Path) -> int:
-    """Locks the folder for as long as the process lives. Raises ConfigError if another process holds the lock."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    if not locked(lock):
-        os.close(lock)
-        raise ConfigError(f"another head keeps its requests in {path.parent}; choose another --state")
-    return lock
-
-
-def _replaced(path: Path, data: bytes) -> tuple[int, int]:
-    """Replaces a file, whole or not at all. Returns a descriptor for appending, and the size."""
-    fresh = path.with_suffix(".new")
-    file = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-    try:
-        if hasattr(os, "fchmod"):  # prompts are private, whoever created the file
-            os.fchmod(file, 0o600)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(file, view) :]
-        os.fsync(file)
-        os.replace(fresh, path)
-    except OSError:
-        os.close(file)
-        with suppress(OSError):
-            os.unlink(fresh)
-        raise
-    return file, len(data)

@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from shoal.errors import ConfigError
-from shoal.pipeline import records, request_log
+from shoal.pipeline import log_file, records, request_log
 from shoal.pipeline.request_log import RequestLog
 from shoal.request import FinishReason, Request, RequestId, Score, TokenChunk
 
@@ -159,7 +159,7 @@ def test_a_folder_that_cannot_be_is_a_matter_of_settings(tmp_path: Path):
 
 
 def test_a_file_that_grew_is_written_anew_with_what_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(request_log, "_BOUND", 4000)
+    monkeypatch.setattr(log_file, "_BOUND", 4000)
 
     async def much(log: RequestLog) -> None:
         await two_answers(log)
@@ -178,7 +178,7 @@ def test_a_file_that_grew_is_written_anew_with_what_lives(tmp_path: Path, monkey
 def test_a_full_disk_is_said_once_and_nobody_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     async def fill(log: RequestLog) -> None:
         await log.accepted("a", b"", asked("a"))
-        monkeypatch.setattr(log, "_append", full)
+        monkeypatch.setattr(log._file, "append", full)
         await asyncio.gather(*(log.accepted(f"b{i}", b"", asked(f"b{i}")) for i in range(3)))
         for i in range(50):
             log.sampled([chunk("a", i)])
@@ -213,7 +213,7 @@ def test_a_failure_that_nobody_expected_leaves_nobody_waiting(tmp_path: Path, mo
         def fail(data: bytes) -> None:
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr(log, "_append", fail)
+        monkeypatch.setattr(log._file, "append", fail)
         async with asyncio.timeout(5):
             await log.accepted("a", b"", asked("a"))
             await log.accepted("b", b"", asked("b"))
@@ -223,3 +223,58 @@ def test_a_failure_that_nobody_expected_leaves_nobody_waiting(tmp_path: Path, mo
     with capture_logs() as logs:
         with_log(tmp_path, work)
     assert any("can no longer be kept" in line["event"] for line in logs)
+
+
+def test_a_snapshot_and_what_is_put_after_it_are_the_file(tmp_path: Path):
+    """Whenever it is asked for: nothing is in both, and nothing is missing."""
+
+    async def work(log: RequestLog) -> None:
+        copy = list[bytes]()
+        taken = asyncio.get_running_loop().create_future()
+
+        def take(data: bytes) -> None:
+            copy.append(data)
+            log._copied = copy.append
+            taken.set_result(None)
+
+        await log.accepted("a", b"", asked("a"))
+        for i in range(50):
+            log.sampled([chunk("a", i)])
+            if i == 20:
+                log.snapshot(take)
+            if i % 7 == 0:
+                await asyncio.sleep(0.003)
+        await taken
+        log.sampled([chunk("a", 50)])
+        await log._written()
+        assert b"".join(copy) == (tmp_path / "requests").read_bytes()
+
+    with_log(tmp_path, work)
+
+
+def test_a_sealed_log_keeps_what_it_has(tmp_path: Path):
+    async def work(log: RequestLog) -> None:
+        await log.accepted("a", b"", asked("a"))
+        log.sampled([chunk("a", 5)])
+        log.seal()
+        log.sampled([chunk("a", 6)])
+        log.gone("a")
+
+    with_log(tmp_path, work)
+    assert said(with_log(tmp_path, nothing)) == {"a": [[5]]}
+
+
+def test_a_log_that_cannot_be_written_has_an_empty_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async def work(log: RequestLog) -> None:
+        def full(data: bytes) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(log._file, "append", full)
+        taken = list[bytes]()
+        log.snapshot(taken.append)
+        await log.accepted("a", b"", asked("a"))
+        log.snapshot(taken.append)
+        assert taken == [b"", b""]
+
+    with capture_logs():
+        with_log(tmp_path, work)
