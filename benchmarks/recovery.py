@@ -2,6 +2,8 @@
 
 python -m benchmarks.recovery [--rounds 3] [--contexts 256,1024,4096] [--threads 1]
 
+python -m benchmarks.recovery --fleet [--rounds 3]: what a client waits when a node, a copy, a head or the keeper of the lease is killed.
+
 Recomputing everything is measured in the same run: the time to the first token of a fresh prompt of the same length.
 """
 
@@ -9,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from pathlib import Path
 from statistics import median
 from time import monotonic, perf_counter
 
-from benchmarks import ours
+from benchmarks import losses, ours
 from shoal.config import Precision, RuntimeName
 from shoal.executor.journal import JournalLimits
 from shoal.executor.runtimes import factory
@@ -131,5 +134,9 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--contexts", default="256,1024,4096")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--fleet", action="store_true", help="instead: kill a node, a copy, heads and the keeper of their lease")
     given = parser.parse_args()
+    if given.fleet:
+        losses.table(given.rounds)
+        sys.exit()
     asyncio.run(main([int(c) for c in given.contexts.split(",")], given.threads, given.rounds))
