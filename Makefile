@@ -13,7 +13,7 @@ PINNED = --constraint $(PINS) --build-constraint $(PINS)
 # Every process would compile every module again: half of the time that a head takes to start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test test-fast test-latest simulate bench check format proto constraints install develop gpu-check console browser screenshots wheels aarch64 promtool charttools charttools-pins docs clean
+.PHONY: run test test-fast test-latest simulate bench check format proto constraints install develop gpu-check console browser screenshots wheels aarch64 promtool etcd charttools charttools-pins docs clean
 
 run: $(VENV)/installed
 	$(BIN)/shoal run "$(PROMPT)" --nodes $(NODES) --url ""
@@ -111,6 +111,13 @@ promtool: build/prometheus/usr/bin/promtool
 build/prometheus/usr/bin/promtool:
 	rm -rf build/prometheus && mkdir -p build/prometheus
 	cd build/prometheus && { apt-get download prometheus || { apt-get update && apt-get download prometheus; }; } && dpkg -x prometheus_*.deb . && rm prometheus_*.deb
+	touch $@
+
+# etcd into build/, in the same way.
+etcd: build/etcd/usr/bin/etcd
+build/etcd/usr/bin/etcd:
+	rm -rf build/etcd && mkdir -p build/etcd
+	cd build/etcd && { apt-get download etcd-server || { apt-get update && apt-get download etcd-server; }; } && dpkg -x etcd-server_*.deb . && rm etcd-server_*.deb
 	touch $@
 
 # Helm and what checks its charts, into build/charttools. Tests find them there. Its packages are its own: they ask for other versions

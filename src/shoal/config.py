@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_type_hints
 from urllib.parse import urlsplit
 
-from shoal.address import is_loopback, is_wildcard, parse_host
+from shoal.address import is_loopback, is_wildcard, parse_address, parse_host
 from shoal.allowance import processors
 from shoal.errors import ConfigError, ContradictorySettings
 from shoal.folders import cache_dir, data_dir, state_dir, user_path
@@ -58,6 +58,13 @@ class Balancing(enum.StrEnum):
     WEIGHTED = "weighted"
     LOCALITY = "locality"
     SESSION_HASH = "session-hash"
+
+
+class Replicate(enum.StrEnum):
+    """When a token is handed out: docs/standby.md."""
+
+    BEFORE = "before"
+    AFTER = "after"
 
 
 class MoreNodes(enum.StrEnum):
@@ -644,6 +651,21 @@ class HeadSettings(Settings):
     state: str = setting("", "Folder for running requests, so that they survive a restart of the head; none: do not keep them.")
     resume: float = setting(60.0, "Seconds in which a client that named its request may come back for the answer.", low=0, high=86400)
     wait: float = setting(600.0, "Seconds that running requests wait for nodes when too few are left.", low=0, high=1e6)
+    lease: str = setting(
+        "",
+        "Who decides which of several heads leads: redis://HOST:PORT, etcd://HOST:2379, kubernetes, or witness://HOST:7430; empty: this head is "
+        "the only one.",
+    )
+    lease_seconds: float = setting(
+        2.0, "Seconds for which a head holds the lease: the longer, the later a lost head is noticed.", low=0.5, high=600
+    )
+    standby: str = setting(
+        "", "HOST:PORT of the head to stand by for: keep a copy of its requests, and lead when it is lost. It needs the same --lease."
+    )
+    code: str = setting("", "The pairing code of that head. Needed once, on another machine: this one then keeps a certificate.")
+    replicate: Replicate = setting(
+        Replicate.BEFORE, "When a token is handed out: before, after a standby has it, if there is one; after: at once."
+    )
 
     sections: tuple[ModelSection, ...] = beside(())
     """Of single models."""
@@ -690,6 +712,15 @@ class HeadSettings(Settings):
             raise ContradictorySettings("--model none serves what other servers have: it needs --upstream")
         if self.idle and not self.on_demand:
             raise ContradictorySettings("--idle unloads models that requests load again: it needs --on-demand")
+        if self.standby:
+            try:
+                object.__setattr__(self, "standby", str(parse_address(self.standby)))
+            except ConfigError as error:
+                raise ConfigError(f"--standby: {error}") from None
+        elif self.code:
+            raise ContradictorySettings("--code pairs a standby: it needs --standby HOST:PORT")
+        if self.lease and self.state == "none":
+            raise ContradictorySettings("--lease needs a folder for running requests: --state must not be none")
         if self.spares >= self.max_nodes:
             raise ContradictorySettings(f"--spares {self.spares} leaves no node to serve: --max-nodes is {self.max_nodes}")
         self._check_scaling()

@@ -22,7 +22,7 @@ SEEDS = int(os.environ.get("SHOAL_SEEDS", "300")) // 6  # `make simulate` plays 
 
 @pytest.mark.slow
 def test_no_seed_breaks_an_invariant():
-    outcomes = play_all(range(SEEDS), 1, fleet=True)
+    outcomes = play_all(range(SEEDS), 1, kind="fleet")
     failures = [outcome.events for outcome in outcomes if outcome.events]
     assert not failures, f"{len(failures)} of {SEEDS} seeds failed; the first:\n{failures[0]}"
     # What they went through: otherwise the seeds would hold because nothing happens in them.
@@ -104,4 +104,4 @@ def _say_nothing(original: Callable[..., Any]) -> Callable[..., Any]:
 )
 def test_sabotage_is_noticed(kind: type, name: str, sabotage: Callable[..., Any], first: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kind, name, sabotage(getattr(kind, name)))
-    assert any(play(seed, fleet=True).events for seed in range(first, first + 60))
+    assert any(play(seed, kind="fleet").events for seed in range(first, first + 60))

@@ -137,6 +137,10 @@ class Cluster:
         return self._head or next(process for process in reversed(self._processes) if {"serve", "up"} & set(process.arguments))
 
     @property
+    def has_head(self) -> bool:
+        return any({"serve", "up"} & set(process.arguments) for process in self._processes)
+
+    @property
     def living(self) -> list[Process]:
         """The nodes that have not ended, oldest first."""
         return [node for node in self.nodes if node.popen.poll() is None]

@@ -28,6 +28,10 @@ def said(made: Cluster) -> list[list[str]]:
         return list(pool.map(ask, BODIES))
 
 
+class Refused(Exception):
+    """The head says that another one leads."""
+
+
 class Client:
     """Reads a stream from several heads, one event after another."""
 
@@ -51,13 +55,17 @@ class Client:
 
     def lose(self) -> None:
         """The connection breaks; what had come before counts."""
+        self.read_until_lost()
+        assert not self.done
+
+    def read_until_lost(self) -> None:
+        """Or to the end."""
         try:
             for line in self._lines:
                 self._take(line)
-        except httpx.TransportError:
+        except (httpx.TransportError, Refused):
             pass
         self._stream.__exit__(None, None, None)
-        assert not self.done
 
     def come_back(self) -> None:
         """Reads one more event after those that came."""
@@ -69,8 +77,16 @@ class Client:
         while len(self.ids) <= seen:
             self._take(next(self._lines))
 
+    def goes_to(self, made: Cluster) -> None:
+        """It comes back to another head."""
+        self._made = made
+
     def go_on(self) -> None:
         self.come_back()
+        self.read_on()
+
+    def read_on(self) -> None:
+        """To the end."""
         for line in self._lines:
             self._take(line)
         self._stream.__exit__(None, None, None)
@@ -82,6 +98,8 @@ class Client:
             self.done = True
         elif line.startswith("data: "):
             event = json.loads(line[6:])
+            if "ask again, another" in event.get("error", {}).get("message", ""):
+                raise Refused
             assert "error" not in event, event
             self.usage = event.get("usage") or self.usage
             for choice in event["choices"]:

@@ -91,7 +91,7 @@ EFFECTS = {
     "telemetry",
     "serving",
 }
-ABOVE = {"pipeline", "node"}
+ABOVE = {"pipeline", "node", "leadership"}
 TOP = {"gateway", "launch", "ray_cluster", "cli", "auto", "testing", "__main__", "__init__"}
 EXTRA = {  # which modules of a layer's own or a higher one a module may use beside those below it
     "wire.messages": {"scheduler.plan"},
@@ -112,6 +112,7 @@ ROOMS = (
     "upstream",
     "endpoints",
     "server",
+    "standing_by",
     "app",
     "workers",
 )

@@ -25,6 +25,7 @@ from shoal.launch.keys import head_credentials
 from shoal.launch.local import local_cluster
 from shoal.launch.scaling import check_scaling, scaler_of
 from shoal.launch.upstream_keys import upstream_keys
+from shoal.leadership.keepers import NO_KEEPER, parse
 from shoal.models.description import Description, listed
 from shoal.models.sections import section_of
 from shoal.node.daemon_thread import in_daemon_thread
@@ -93,6 +94,11 @@ def model_keeper(head: Head, settings: HeadSettings) -> ModelKeeper:
     return keeper
 
 
+async def reported(head: Head, keeper: ModelKeeper, scaler: Scaler) -> None:
+    """Reports what happens at a head without nodes of its own, and keeps and scales its models, until it is cancelled."""
+    await _told(keeper, scaler, _report(head))
+
+
 async def _told(keeper: ModelKeeper, scaler: Scaler, reporting: Coroutine[Any, Any, None]) -> None:
     """Reports, and keeps models loaded, unloaded and scaled, until it is cancelled."""
     async with asyncio.TaskGroup() as group:
@@ -100,6 +106,14 @@ async def _told(keeper: ModelKeeper, scaler: Scaler, reporting: Coroutine[Any, A
         if scaler.on:
             group.create_task(scaler.run())
         group.create_task(reporting)
+
+
+def _check_lease(settings: HeadSettings) -> None:
+    """Raises ConfigError."""
+    if settings.lease:
+        parse(settings.lease)
+    elif settings.standby:
+        raise ConfigError(NO_KEEPER)
 
 
 def _check_open(settings: HeadSettings) -> None:
@@ -166,7 +180,7 @@ async def _serve_models(settings: HeadSettings, offers: Sequence[ModelOffer], ad
             pairing_desk(settings, head, joining) as pairing_port,
             announced(head, pairing_port),
         ):
-            await serve_api(head, api, stop, _told(keeper, scaler, _report(head)), settings.api.grace)
+            await serve_api(head, api, stop, reported(head, keeper, scaler), settings.api.grace)
     finally:
         await head.stop()
 
@@ -217,6 +231,8 @@ async def _report(head: Head, endings: Callable[[], list[str]] = list) -> None:
 
 
 def up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
+    if settings.lease or settings.standby:
+        raise ConfigError("`shoal up` is a cluster with one head; of several heads, start each with `shoal serve`")
     move_in()
     check_installed(settings.api.traces)
     check_scaling(settings)
@@ -226,10 +242,16 @@ def up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
 
 
 def serve(settings: HeadSettings) -> None:
+    _check_lease(settings)
     move_in()
     check_announcing(settings)
     check_installed(settings.api.traces)
     check_scaling(settings)
     _check_open(settings)
     upstream_keys(settings.api)
-    run(_serve(settings.kept_by_default()))
+    if settings.lease:
+        from shoal.cli.succession import serve_in_turn
+
+        run(serve_in_turn(settings.kept_by_default()))
+    else:
+        run(_serve(settings.kept_by_default()))

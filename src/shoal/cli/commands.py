@@ -79,11 +79,11 @@ def register(app: typer.Typer) -> None:
     app.command("serve", help=_SERVE_HELP)(serve)
     app.command("join", help=_JOIN_HELP)(join)
     app.command("gateway", help=_GATEWAY_HELP)(gateway)
-    for command in (run, chat, console, top, batch, infer_moe, plan, profile, profile_moe, bench, doctor):
+    for command in (run, chat, console, top, batch, infer_moe, plan, profile, profile_moe, bench, doctor, witness):
         app.command(command.__name__.replace("_", "-"))(command)
 
 
-@settings(HeadSettings, leave_out=("min_nodes", "spread"))
+@settings(HeadSettings, leave_out=("min_nodes", "spread", "lease", "lease_seconds", "standby", "code", "replicate"))
 def up(settings: HeadSettings, nodes: Nodes = 2, memory: Memory = "", threads: Threads = 0, runtime: Runtime = RuntimeName.AUTO) -> None:
     from shoal.cli import cluster
 
@@ -111,6 +111,26 @@ def join(
     from shoal.cli import join
 
     join.join(settings, address)
+
+
+def witness(
+    host: Annotated[str, flag("--host", "Address of this machine for the heads.")] = "127.0.0.1",
+    port: Annotated[int, flag("--port", "Port that heads connect to; 0: a free one.", min=0, max=65535)] = 7430,
+    credentials: Annotated[
+        str, flag("--credentials", "File that `shoal nodes certify --witness` wrote; needed if other machines can reach the witness.")
+    ] = "",
+    ledger: Annotated[str, flag("--ledger", "File for what was granted; empty: in shoal's state folder.")] = "",
+    unprotected: Annotated[
+        bool, flag("--unprotected", "Serve other machines without a certificate. Anyone who can reach the port can take the lease.")
+    ] = False,
+) -> None:
+    """Keep the lease by which one of several heads leads. It runs on a machine that is none of the heads'.
+
+    Example: [bold]shoal witness --host 192.168.1.30 --credentials witness.pem[/bold]
+    """
+    from shoal.cli import witness
+
+    witness.witness(host, port, credentials, ledger, unprotected)
 
 
 @settings(GatewaySettings)

@@ -22,6 +22,7 @@ from shoal.errors import ClusterError, ConfigError, PairingRefused
 from shoal.folders import keys_dir
 from shoal.launch.keys import authority, kept_path
 from shoal.observed.cluster import Invitation
+from shoal.security.authority import Authority
 from shoal.security.certificates import Role
 from shoal.security.credentials import Credentials
 from shoal.security.pairing_code import PairingCode
@@ -36,10 +37,10 @@ T = TypeVar("T")
 
 
 @asynccontextmanager
-async def pairing_desk(settings: HeadSettings, head: Head, joining: str) -> AsyncGenerator[int]:
+async def pairing_desk(settings: HeadSettings, head: Head, joining: str, of: Authority | None = None) -> AsyncGenerator[int]:
     """Lets nodes pair, and shows each code; yields the port, 0 for a head that needs none. Raises ConfigError.
 
-    joining: the command to run on a node, which operators are told, too
+    joining: the command to run on a node, which operators are told, too. of: the cluster's authority, if it is not this machine's
     """
     address, control_port = joining.rpartition(" ")[2], head.control_port
     if not settings.protected:
@@ -63,7 +64,9 @@ async def pairing_desk(settings: HeadSettings, head: Head, joining: str) -> Asyn
             head.operator.refused(words)
 
     desk = PairingDesk(on_code=show)
-    listener = await serve_pairing(settings.host, settings.pairing_port or control_port + 1, desk, authority(), tell)
+    listener = await serve_pairing(
+        settings.host, settings.pairing_port or control_port + 1, desk, of or authority(), tell, heads=bool(settings.lease)
+    )
     desk.code(monotonic())
 
     def invite() -> Invitation:
@@ -76,6 +79,30 @@ async def pairing_desk(settings: HeadSettings, head: Head, joining: str) -> Asyn
         yield listener.port
     finally:
         await listener.close()
+
+
+async def standby_credentials(settings: HeadSettings) -> Credentials | None:
+    """A head's credentials for a head of several: by the code, from an earlier pairing with the head that it stands by for, or from this
+    machine's authority. None if the cluster is not protected.
+
+    Raises PairingRefused, ConfigError, ClusterError, RemoteProtocolError.
+    """
+    if not settings.protected:
+        if settings.code:
+            raise ConfigError("--code: this head is not protected, and so needs no pairing; --host ADDRESS or --secure protects it")
+        return None
+    if not settings.standby:
+        return authority().credentials(Role.HEAD, "head")
+    path = kept_path(settings.standby)
+    if settings.code:
+        from shoal.security.pairing_service import pair
+
+        check_writable(path)  # the code works only once
+        host, port = parse_address(settings.standby)
+        paired = await pair(host, settings.pairing_port or port + 1, PairingCode(settings.code), socket.gethostname(), role=Role.HEAD)
+        paired.save(path)
+        return paired
+    return Credentials.load(path) if path.exists() else authority().credentials(Role.HEAD, "head")
 
 
 def check_keys(settings: NodeSettings) -> None:

@@ -25,7 +25,7 @@ from shoal.gateway.app import Home, create_app
 from shoal.gateway.endpoints.away import create_away
 from shoal.gateway.server import ApiServer, listening
 from shoal.gateway.workers.client import RemoteEngines
-from shoal.launch.heads import Heads, is_final
+from shoal.launch.head_search import HeadSearch, is_final
 from shoal.launch.keys import kept_gateway_path
 from shoal.retry import Backoff
 from shoal.security.certificates import Role
@@ -94,7 +94,7 @@ def gateway_name(settings: GatewaySettings) -> str:
 class _Gateway:
     """Serves one head after another on one socket."""
 
-    def __init__(self, settings: GatewaySettings, heads: Heads, address: socket.socket, stop: asyncio.Event) -> None:
+    def __init__(self, settings: GatewaySettings, heads: HeadSearch, address: socket.socket, stop: asyncio.Event) -> None:
         self._settings, self._heads, self._socket, self._stop = settings, heads, address, stop
         self._why = ""
         self._rng = Random()
@@ -224,7 +224,7 @@ async def _gateway(settings: GatewaySettings, texts: Sequence[str]) -> None:
     stop = stop_signal()
     with listening(settings.api_host, settings.port) as address:
         credentials = await gateway_credentials(settings, addresses)
-        heads = Heads(addresses, credentials, gateway_name(settings), cache_dir() / "tokenizers")
+        heads = HeadSearch(addresses, credentials, gateway_name(settings), cache_dir() / "tokenizers")
         await _Gateway(settings, heads, address, stop).run()
 
 

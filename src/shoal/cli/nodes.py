@@ -228,6 +228,7 @@ def certify(
     name: Annotated[str, flag("--name", "The name in the certificate; nodes that share one join under names of their own.")] = "node",
     days: Annotated[int, flag("--days", "How long it is valid.", min=1, max=3652)] = 365,
     gateway: Annotated[bool, flag("--gateway", "For gateways instead of nodes.")] = False,
+    witness: Annotated[bool, flag("--witness", "For `shoal witness` instead of nodes.")] = False,
 ) -> None:
     """Write a key and a certificate with which nodes join without a pairing code: for machines that nobody types one at.
 
@@ -242,6 +243,7 @@ def certify(
     from shoal.security.certificates import Role
 
     move_in()
-    credentials = authority().credentials(Role.GATEWAY if gateway else Role.NODE, name, days)
+    role = Role.GATEWAY if gateway else Role.WITNESS if witness else Role.NODE
+    credentials = authority().credentials(role, name, days)
     credentials.save(target)
     line_out(f"wrote {target}, valid until {credentials.expires:%Y-%m-%d}, issued by {keys_dir() / 'authority' / FILE}")

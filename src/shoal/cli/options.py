@@ -179,7 +179,7 @@ def _of_role(role: type[Settings]) -> dict[str, FileKey]:
             setting.help,
             setting.default,
             functools.partial(_alone, role, setting.name),
-            setting.name in ("code", "webhook"),
+            setting.name in ("code", "lease", "webhook"),
             ("SHOAL_" + setting.name.upper(),),
         )
         for setting in settings_of(role)

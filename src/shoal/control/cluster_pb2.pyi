@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class NodeMessage(_message.Message):
-    __slots__ = ("join", "heartbeat", "loaded", "linked", "failed", "probed", "leave")
+    __slots__ = ("join", "heartbeat", "loaded", "linked", "failed", "probed", "leave", "follow", "copied")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     LOADED_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,8 @@ class NodeMessage(_message.Message):
     FAILED_FIELD_NUMBER: _ClassVar[int]
     PROBED_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    COPIED_FIELD_NUMBER: _ClassVar[int]
     join: Join
     heartbeat: Heartbeat
     loaded: Loaded
@@ -22,10 +24,12 @@ class NodeMessage(_message.Message):
     failed: Failed
     probed: Probed
     leave: Leave
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., loaded: _Optional[_Union[Loaded, _Mapping]] = ..., linked: _Optional[_Union[Linked, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., probed: _Optional[_Union[Probed, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
+    follow: Follow
+    copied: Copied
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., loaded: _Optional[_Union[Loaded, _Mapping]] = ..., linked: _Optional[_Union[Linked, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., probed: _Optional[_Union[Probed, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., follow: _Optional[_Union[Follow, _Mapping]] = ..., copied: _Optional[_Union[Copied, _Mapping]] = ...) -> None: ...
 
 class HeadMessage(_message.Message):
-    __slots__ = ("welcome", "refuse", "load", "link", "rest", "probe", "shutdown", "drop")
+    __slots__ = ("welcome", "refuse", "load", "link", "rest", "probe", "shutdown", "drop", "heads", "serves", "copy", "append")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     REFUSE_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +38,10 @@ class HeadMessage(_message.Message):
     PROBE_FIELD_NUMBER: _ClassVar[int]
     SHUTDOWN_FIELD_NUMBER: _ClassVar[int]
     DROP_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    SERVES_FIELD_NUMBER: _ClassVar[int]
+    COPY_FIELD_NUMBER: _ClassVar[int]
+    APPEND_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     refuse: Refuse
     load: Load
@@ -42,7 +50,73 @@ class HeadMessage(_message.Message):
     probe: Probe
     shutdown: Shutdown
     drop: Drop
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., link: _Optional[_Union[Link, _Mapping]] = ..., rest: _Optional[_Union[Rest, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ...) -> None: ...
+    heads: Heads
+    serves: Serves
+    copy: Copy
+    append: Append
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., link: _Optional[_Union[Link, _Mapping]] = ..., rest: _Optional[_Union[Rest, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ..., heads: _Optional[_Union[Heads, _Mapping]] = ..., serves: _Optional[_Union[Serves, _Mapping]] = ..., copy: _Optional[_Union[Copy, _Mapping]] = ..., append: _Optional[_Union[Append, _Mapping]] = ...) -> None: ...
+
+class Follow(_message.Message):
+    __slots__ = ("version", "address")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    address: str
+    def __init__(self, version: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+
+class Copied(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
+class Heads(_message.Message):
+    __slots__ = ("term", "others", "within")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    others: _containers.RepeatedScalarFieldContainer[str]
+    within: float
+    def __init__(self, term: _Optional[int] = ..., others: _Optional[_Iterable[str]] = ..., within: _Optional[float] = ...) -> None: ...
+
+class Serves(_message.Message):
+    __slots__ = ("settings", "models", "authority", "whole", "number")
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITY_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    settings: str
+    models: str
+    authority: str
+    whole: bool
+    number: int
+    def __init__(self, settings: _Optional[str] = ..., models: _Optional[str] = ..., authority: _Optional[str] = ..., whole: _Optional[bool] = ..., number: _Optional[int] = ...) -> None: ...
+
+class Copy(_message.Message):
+    __slots__ = ("name", "data", "first", "last", "number")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    data: bytes
+    first: bool
+    last: bool
+    number: int
+    def __init__(self, name: _Optional[str] = ..., data: _Optional[bytes] = ..., first: _Optional[bool] = ..., last: _Optional[bool] = ..., number: _Optional[int] = ...) -> None: ...
+
+class Append(_message.Message):
+    __slots__ = ("name", "data", "number")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    data: bytes
+    number: int
+    def __init__(self, name: _Optional[str] = ..., data: _Optional[bytes] = ..., number: _Optional[int] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("version", "name", "incarnation", "tensor_host", "tensor_port", "memory", "threads", "bytes_per_second", "flops", "machine", "held", "shared", "disk", "worker", "packed", "auto")
@@ -281,24 +355,30 @@ class Leave(_message.Message):
     def __init__(self) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("node", "name", "cluster", "heartbeat")
+    __slots__ = ("node", "name", "cluster", "heartbeat", "term")
     NODE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
     node: int
     name: str
     cluster: str
     heartbeat: float
-    def __init__(self, node: _Optional[int] = ..., name: _Optional[str] = ..., cluster: _Optional[str] = ..., heartbeat: _Optional[float] = ...) -> None: ...
+    term: int
+    def __init__(self, node: _Optional[int] = ..., name: _Optional[str] = ..., cluster: _Optional[str] = ..., heartbeat: _Optional[float] = ..., term: _Optional[int] = ...) -> None: ...
 
 class Refuse(_message.Message):
-    __slots__ = ("reason", "again")
+    __slots__ = ("reason", "again", "follows", "leader")
     REASON_FIELD_NUMBER: _ClassVar[int]
     AGAIN_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWS_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
     reason: str
     again: bool
-    def __init__(self, reason: _Optional[str] = ..., again: _Optional[bool] = ...) -> None: ...
+    follows: bool
+    leader: str
+    def __init__(self, reason: _Optional[str] = ..., again: _Optional[bool] = ..., follows: _Optional[bool] = ..., leader: _Optional[str] = ...) -> None: ...
 
 class Load(_message.Message):
     __slots__ = ("epoch", "model", "stage", "stages", "first_layer", "end_layer", "blocks", "precision", "kv_type", "codec", "keep_first", "keep_end", "layers", "files", "peers", "context", "weight_memory", "experts", "workers", "absent", "asking", "asking_per_row", "degrade", "packed", "offer", "pipeline")

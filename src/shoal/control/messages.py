@@ -217,6 +217,8 @@ class Welcome:
     cluster: str = ""
     heartbeat: float = 0.0
     """Seconds."""
+    term: int = 0
+    """Under which the head leads; 0: it holds no lease."""
 
 
 @dataclass(kw_only=True)
@@ -224,6 +226,10 @@ class Refuse:
     reason: str = ""
     again: bool = False
     """It was a member and may join again."""
+    follows: bool = False
+    """Because this head does not lead."""
+    leader: str = ""
+    """Address of the one that does, if that is known."""
 
 
 @dataclass(kw_only=True)
@@ -358,12 +364,76 @@ class Shutdown:
 
 
 @dataclass(kw_only=True)
+class Follow:
+    """A standby head asks for a copy of what the leading one keeps, as its first message."""
+
+    version: str = ""
+    address: str = ""
+    """At which nodes and other heads reach it."""
+
+
+@dataclass(kw_only=True)
+class Copied:
+    number: int = 0
+    """Of the last message that is in the copy, with all before it."""
+
+
+@dataclass(kw_only=True)
+class Heads:
+    """Repeated while the head leads."""
+
+    term: int = 0
+    others: list[str] = field(default_factory=list[str])
+    """Addresses of the heads that may lead next."""
+    within: float = 0.0
+    """Seconds after which a node that hears nothing more counts the head as lost."""
+
+
+@dataclass(kw_only=True)
+class Serves:
+    """Everything that a successor must know and that no file holds."""
+
+    settings: str = ""
+    """JSON: those of the head's settings that a successor takes over."""
+    models: str = ""
+    """JSON: each model, how it is run, and its copies."""
+    authority: str = ""
+    """PEM: the cluster's key and certificate; empty: it is unprotected."""
+    whole: bool = False
+    """Everything that there was has come before this."""
+    number: int = 0
+    """As in Append."""
+
+
+@dataclass(kw_only=True)
+class Copy:
+    """A piece of a file as it is now."""
+
+    name: str = ""
+    data: bytes = b""
+    first: bool = False
+    last: bool = False
+    number: int = 0
+    """As in Append."""
+
+
+@dataclass(kw_only=True)
+class Append:
+    """To a file that was copied."""
+
+    name: str = ""
+    data: bytes = b""
+    number: int = 0
+    """Counts the leader's records, of all files."""
+
+
+@dataclass(kw_only=True)
 class Unknown:
     """A message of a kind that this version does not know."""
 
 
-NodeMessage = Join | Heartbeat | Loaded | Linked | Failed | Probed | Leave | Unknown
-HeadMessage = Welcome | Refuse | Load | Link | Rest | Drop | Probe | Shutdown | Unknown
+NodeMessage = Join | Heartbeat | Loaded | Linked | Failed | Probed | Leave | Follow | Copied | Unknown
+HeadMessage = Welcome | Refuse | Load | Link | Rest | Drop | Probe | Shutdown | Heads | Serves | Copy | Append | Unknown
 
 
 @dataclass(kw_only=True)

@@ -67,8 +67,8 @@ def _message(kind: type[M], stub: Any) -> M:
 
 
 def _value(value: Any) -> Any:
-    """A field's value: a number, a text, a message, or a list of them."""
-    if isinstance(value, str | int | float):
+    """A field's value: a number, a text, bytes, a message, or a list of them."""
+    if isinstance(value, str | int | float | bytes):
         return value
     if hasattr(value, "DESCRIPTOR"):
         return _message(getattr(messages, type(value).__name__), value)

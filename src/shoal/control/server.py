@@ -14,7 +14,7 @@ import structlog
 
 from shoal.address import is_wildcard, join_host_port, listening_socket, parse_host
 from shoal.control.channel import OPTIONS, SERVICE
-from shoal.control.messages import ClusterDescription, DescribeRequest, DismissAnswer, DismissRequest, HeadMessage, NodeMessage
+from shoal.control.messages import ClusterDescription, DescribeRequest, DismissAnswer, DismissRequest, Follow, HeadMessage, NodeMessage
 from shoal.control.protobuf import decode_node_message, decoder, encode, encode_head_message
 from shoal.errors import ConfigError
 from shoal.security.certificates import Role, role_of
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 
 class NodeConnection:
-    """What the head sends to one node. `host` is where the node's connection comes from."""
+    """What the head sends to one node, or one standby head. `host` is where its connection comes from."""
 
     def __init__(self, host: str) -> None:
         self.host = host
@@ -98,6 +98,12 @@ class ControlServer:
             return self._server.add_insecure_port(address)
         return self._server.add_secure_port(address, self._credentials.grpc_server_credentials())
 
+    def hand_to(self, attendant: Attendant) -> None:
+        """Another one listens from now on; whoever speaks with the one before is hung up on."""
+        self._attendant = attendant
+        for conversation in self._conversations:
+            conversation.end()
+
     async def stop(self) -> None:
         for conversation in self._conversations:
             conversation.end()
@@ -106,11 +112,16 @@ class ControlServer:
     async def _attend(
         self, incoming: AsyncIterator[NodeMessage], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[HeadMessage]:
-        if self._credentials is not None and _role(context) is not Role.NODE:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "its certificate is not a node's; pair with `shoal join`")
+        if (first := await anext(aiter(incoming), None)) is None:
+            return
+        wanted = Role.HEAD if isinstance(first, Follow) else Role.NODE
+        if self._credentials is not None and _role(context) is not wanted:
+            how = "pair with `shoal serve --standby`" if wanted is Role.HEAD else "pair with `shoal join`"
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"its certificate is not a {wanted.value}'s; {how}")
+        attendant = self._attendant
         conversation = NodeConnection(_host(str(context.peer())))
         self._conversations.add(conversation)
-        hearing = asyncio.get_running_loop().create_task(self._hear(conversation, incoming))
+        hearing = asyncio.get_running_loop().create_task(self._hear(attendant, conversation, first, incoming))
         try:
             async for message in conversation.outgoing():
                 yield message
@@ -118,14 +129,17 @@ class ControlServer:
             hearing.cancel()
             (outcome,) = await asyncio.gather(hearing, return_exceptions=True)
             self._conversations.discard(conversation)
-            self._attendant.hung_up(conversation)
+            attendant.hung_up(conversation)
             if isinstance(outcome, Exception) and not isinstance(outcome, grpc.aio.UsageError):
                 log.error("a node's message could not be handled", host=conversation.host, exc_info=outcome)
 
-    async def _hear(self, conversation: NodeConnection, incoming: AsyncIterator[NodeMessage]) -> None:
+    async def _hear(
+        self, attendant: Attendant, conversation: NodeConnection, first: NodeMessage, incoming: AsyncIterator[NodeMessage]
+    ) -> None:
         try:
+            attendant.heard(conversation, first)
             async for message in incoming:
-                self._attendant.heard(conversation, message)
+                attendant.heard(conversation, message)
         finally:
             conversation.end()
 

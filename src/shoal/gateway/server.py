@@ -34,7 +34,7 @@ class ServedApp(Protocol):
     keyring: Keyring
 
 
-class _Server(uvicorn.Server):
+class QuietServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         yield  # the command line handles signals
@@ -67,7 +67,7 @@ class ApiServer:
         self._service: ServedApp = app.state.service
         self.connections = Connections(_most_connections(settings.connections), rules(settings.stall))
         protocol: Any = functools.partial(Connection, self.connections)
-        self._server = _Server(
+        self._server = QuietServer(
             uvicorn.Config(
                 app,
                 http=protocol,

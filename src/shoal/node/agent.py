@@ -21,6 +21,7 @@ from shoal.executor.measure import Speed
 from shoal.native import instruction_set
 from shoal.node.environment import ControlLink, Environment, ModelMaker
 from shoal.node.fetch import Fetcher
+from shoal.node.known_heads import KnownHeads
 from shoal.node.links import Links, accept_link, greeted
 from shoal.node.pipeline_part import PipelinePart
 from shoal.node.probe import TIMEOUT, measure_link
@@ -35,12 +36,18 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 JOIN_TIMEOUT = 10.0
+_READING = 0.1  # seconds in which a node that was stopped itself reads what has come meanwhile
+_ONE_OF_SEVERAL = 1.0  # seconds in which one of several heads must answer
 _LEAVING = 30.0  # seconds that a leaving node waits for its layers to be moved
 _FIRST_DELAY, _MOST_DELAY = 0.2, 5.0
 
 
 class _Lost(Exception):
-    """The head is gone, or counted this node as lost: look for it again."""
+    """The head is gone, or counted this node as lost, or another one leads: look for it again."""
+
+
+class _Follows(_Lost):
+    """The head stands by for another one."""
 
 
 class Agent:
@@ -62,7 +69,9 @@ class Agent:
         self.fetcher = Fetcher(environment, self._share)
         self.welcome = control.Welcome()
         self._settings, self._speed, self._memory = settings, speed, memory
-        self._head, self._host_port = head, parse_address(head)
+        self._heads, self._host_port = KnownHeads(head), parse_address(head)
+        self._told_within = 0.0  # seconds in which the head says again that it leads; 0: it does not say so
+        self._told_at = 0.0
         self._incarnation = environment.rng.getrandbits(63)  # of this start of the node, across all its memberships
         self._link: ControlLink | None = None
         self._parts: dict[str, PipelinePart] = {}
@@ -113,13 +122,16 @@ class Agent:
                 now = self.environment.now()
                 if joined.is_set():  # a head that only counted it as lost is there: ask it once more, whatever the patience
                     backoff, since = Backoff(_FIRST_DELAY, _MOST_DELAY), now
+                elif since is None and isinstance(error, _Follows):
+                    since = now
                 elif since is None:  # it never was a member
                     raise error if isinstance(error, ClusterError) else ClusterError(str(error)) from error
                 elif now - since >= self._settings.patience:
                     raise ClusterError(f"{error}; gave up after {now - since:.0f} s") from error
                 self._say_lost(error)
+            pause = self._heads.next()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(backoff.next(self.environment.rng)):
+                async with asyncio.timeout(backoff.next(self.environment.rng) if pause is None else pause):
                     await self._leaving.wait()
                 return "it was told to leave"
 
@@ -128,20 +140,26 @@ class Agent:
         if not self._looking:
             self._looking = True
             how_long = f" for {self._settings.patience:g} s" if self._settings.patience else ""
+            if isinstance(error, _Follows):
+                self.tell(f"{error}; looking for the one that does{how_long}")
+                return
             self.tell(f"the head was lost ({error}); looking for it{how_long}, the weights are kept")
 
     async def _membership(self, host: str, port: int, joined: asyncio.Event) -> str:
-        self._link = link = self.environment.control_link(self._head)
+        self._link = link = self.environment.control_link(self._heads.address)
         link.say(self._introduction(host, port))
         loop = asyncio.get_running_loop()
-        conversation, leaving = loop.create_task(self._converse(link, joined)), loop.create_task(self._depart(joined))
+        self._told_within, self._told_at = (_ONE_OF_SEVERAL if self._heads.several else 0.0), self.environment.now()
+        parts: list[asyncio.Task[str]] = [
+            loop.create_task(part) for part in (self._converse(link, joined), self._depart(joined), self._watch_head())
+        ]
         try:
-            await asyncio.wait({conversation, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            return conversation.result() if conversation.done() else leaving.result()
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            return next(part for part in parts if part in done).result()
         finally:
-            for task in (conversation, leaving):
+            for task in parts:
                 task.cancel()
-            await asyncio.gather(conversation, leaving, return_exceptions=True)
+            await asyncio.gather(*parts, return_exceptions=True)
             if self._beating is not None:
                 self._beating.cancel()
                 self._beating = None
@@ -153,6 +171,19 @@ class Agent:
                 await part.keep_weights()
                 if part.held() is None:  # the next head would not learn that it is there
                     del self._parts[pipeline]
+
+    async def _watch_head(self) -> str:
+        """Notices a head that leads by a lease and says so no more: another one may lead."""
+        while True:
+            if self._told_within and self._silent() > 0:
+                await asyncio.sleep(_READING)
+                if self._silent() > 0:
+                    raise _Lost(f"the head has been silent for {self._told_within:.1f} s")
+            await asyncio.sleep(min(max(-self._silent(), 0.0) + 0.01, _ONE_OF_SEVERAL) if self._told_within else _ONE_OF_SEVERAL)
+
+    def _silent(self) -> float:
+        """Seconds for which the head should have been heard."""
+        return self.environment.now() - self._told_at - self._told_within
 
     async def _depart(self, joined: asyncio.Event) -> str:
         await self._leaving.wait()
@@ -209,14 +240,26 @@ class Agent:
     def _told(self, message: control.HeadMessage, joined: asyncio.Event) -> str | None:
         match message:
             case control.Welcome():
+                if self._heads.stale(message.term):
+                    raise _Lost(
+                        f"the head at {self._heads.address} led by term {message.term}, and this node has seen term {self._heads.term}"
+                    )
+                self._heads.joined(message.term)
+                self._told_within = 0.0
                 if message.cluster != self.welcome.cluster:
                     for part in self._parts.values():
                         part.joins_another_head()
                 self.welcome = message
                 joined.set()
                 once_more, self._looking = " again" if self._looking else "", False
-                self.tell(f"joined {self._head}{once_more} as {message.name}")
+                self.tell(f"joined {self._heads.address}{once_more} as {message.name}")
                 self._beating = self.spawn(self._beat(message.heartbeat))
+            case control.Heads():
+                self._heads.told(message.others)
+                self._told_within, self._told_at = message.within, self.environment.now()
+            case control.Refuse(reason=reason, follows=True, leader=leader):
+                self._heads.led_by(leader)
+                raise _Follows(f"{self._heads.address} does not lead: {reason}")
             case control.Refuse(reason=reason, again=again):
                 if again:
                     raise _Lost(f"the head counted this node as lost: {reason}")
@@ -238,6 +281,8 @@ class Agent:
                     self._drop(part)
             case control.Shutdown():
                 return message.reason or "the head shut down"
+            case control.Serves() | control.Copy() | control.Append():
+                pass  # for standby heads
             case control.Unknown():
                 log.warning("an instruction of a kind that this version does not know was ignored")
         return None

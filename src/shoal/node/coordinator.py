@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from time import time
 from typing import Any
 
@@ -21,6 +21,7 @@ from shoal.membership.replica_groups import CopyNeed
 from shoal.membership.route_machine import SERVING, WAITING
 from shoal.membership.state import Cluster, Terms
 from shoal.node.environment import Environment, Listener
+from shoal.node.followers import Followers
 from shoal.node.links import accept_link, greeted
 from shoal.node.live_topology import live_topology, merged, without_models
 from shoal.node.loads import Loads
@@ -45,11 +46,15 @@ log = structlog.get_logger()
 _TICK = 0.1
 _LINES = 200  # of the latest events, for `shoal nodes`
 _SILENCES = 8  # heartbeats that may be missing
+_TOLD = 5  # times that nodes are told who leads before they count the head as lost
 
 
 class Coordinator:
-    def __init__(self, settings: HeadSettings, environment: Environment, observer: NodeObserver) -> None:
-        self.settings = settings
+    def __init__(
+        self, settings: HeadSettings, environment: Environment, observer: NodeObserver, followers: Followers | None = None
+    ) -> None:
+        """followers: of a head that leads by a lease."""
+        self.settings, self.followers = settings, followers
         self.recorder = Recorder(environment.now, time() - environment.now())
         self.changed = asyncio.Event()
         """Set whenever the state may have changed; whoever waits for it clears it."""
@@ -61,11 +66,16 @@ class Coordinator:
         self.cluster = Cluster(__version__, settings.heartbeat * _SILENCES, admission)
         self.roster = Roster()
         self.runners: dict[PipelineId, PipelineRunner] = {}
-        self._head = HeadContext(self.name, settings, environment, self.recorder, self.roster, self.loads, self._share, self.spawn)
+        hand_out = _at_once if followers is None else followers.hand_out
+        self._head = HeadContext(
+            self.name, settings, environment, self.recorder, self.roster, self.loads, self._share, self.spawn, hand_out
+        )
         self._results: Listener | None = None
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._stopping = False
-        self._next_sample = 0.0
+        self._next_sample = self._next_heads = 0.0
+        self._others: list[str] = []
+        """The heads that nodes were told of."""
 
     # Pipelines
 
@@ -108,8 +118,8 @@ class Coordinator:
     async def start(self) -> None:
         """Listens for nodes. Raises ConfigError."""
         host = self.settings.host
-        self._door = await self._environment.control_door(self, host, self.settings.control_port)
         self._results = await self._environment.listen(host, self.settings.results_port, self._accept)
+        self._door = await self._environment.control_door(self, host, self.settings.control_port)
         self.spawn(self._tick())
         for runner in self.runners.values():
             self._start(runner)
@@ -117,11 +127,21 @@ class Coordinator:
     async def stop(self, reason: str = "the head shut down") -> None:
         """Sends the nodes home and ends every request."""
         self.roster.tell_all(control.Shutdown(reason=reason))
+        await self._end("the server is shutting down")
+
+    async def stand_down(self, reason: str) -> None:
+        """Ends every request with the reason; the nodes look for the head that leads."""
+        self.roster.tell_all(control.Refuse(reason=reason, again=True, follows=True))
+        await self._end(reason)
+
+    async def _end(self, reason: str) -> None:
         self._stopping = True
-        self.refuse("the server is shutting down")
+        self.refuse(reason)
         for task in [*self._tasks]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.followers is not None:
+            await self.followers.close()
         if self._results is not None:
             await self._results.close()
         await self._door.stop()
@@ -162,7 +182,17 @@ class Coordinator:
         self._handle(events.Tick())
         for runner in self.runners.values():
             runner.tick()
+        self._tell_heads()
         self._sample()
+
+    def _tell_heads(self) -> None:
+        """Often enough that a node that hears it no more can tell that the head is lost."""
+        now, followers = self._environment.now(), self.followers
+        if followers is None or not followers.leadership.leads() or (now < self._next_heads and followers.addresses == self._others):
+            return
+        self._next_heads, self._others = now + followers.leadership.within / _TOLD, followers.addresses
+        self.roster.tell_all(followers.heads)
+        followers.tell()
 
     def _sample(self) -> None:
         """Once a second, for the record of the day."""
@@ -201,6 +231,9 @@ class Coordinator:
         if (joined := self.roster.probing(conversation)) is not None:
             self._probed(conversation, joined, message)
             return
+        if isinstance(message, control.Follow | control.Copied):
+            self._followed(conversation, message)
+            return
         if isinstance(message, control.Join):
             if node is None:
                 self._join(conversation, message)
@@ -229,11 +262,19 @@ class Coordinator:
             case _:
                 pass
 
+    def _followed(self, conversation: NodeConnection, message: control.NodeMessage) -> None:
+        if self.followers is not None:
+            self.followers.heard(conversation, message)
+        else:
+            conversation.say(control.Refuse(reason="it was started without --lease"))
+            conversation.end()
+
     def _join(self, conversation: NodeConnection, join: control.Join) -> None:
         host = join.tensor_host or conversation.host
         taken = {m.name for m in self.cluster.members.values() if (m.joined.host, m.joined.tensor_port) != (host, join.tensor_port)}
         node = self.roster.enter(conversation, join, taken)
-        welcome = control.Welcome(node=node, name=join.name, cluster=self.name, heartbeat=self.settings.heartbeat)
+        term = self.followers.leadership.term if self.followers is not None else 0
+        welcome = control.Welcome(node=node, name=join.name, cluster=self.name, heartbeat=self.settings.heartbeat, term=term)
         profile = NodeProfile(join.name, join.memory, join.bytes_per_second, join.flops, join.disk, join.worker, join.auto)
         known = {held.pipeline: runner for held in join.held if (runner := self._that_keeps(held)) is not None}
         loaded = {
@@ -246,6 +287,8 @@ class Coordinator:
             self._handle(joined)  # which refuses it
             return
         conversation.say(welcome)
+        if self.followers is not None:
+            conversation.say(self.followers.heads)
         for held in join.held:
             if held.pipeline not in known:
                 conversation.say(control.Drop(pipeline=held.pipeline))
@@ -289,6 +332,8 @@ class Coordinator:
                 pass
 
     def hung_up(self, conversation: NodeConnection) -> None:
+        if self.followers is not None:
+            self.followers.hung_up(conversation)
         if (node := self.roster.hung_up(conversation)) is not None:
             self._handle(events.Left(node, "its connection ended"))
             self._forget(node)
@@ -462,3 +507,7 @@ class Coordinator:
             return
         except (OSError, ProtocolError) as error:
             log.warning("a link was refused or broken", peer=stream.peer, reason=str(error) or type(error).__name__)
+
+
+def _at_once(deliver: Callable[[], None]) -> None:
+    deliver()

@@ -11,8 +11,10 @@ from shoal.control import messages as control
 from shoal.discovery.topology import Topology
 from shoal.errors import ConfigError, UnknownModel
 from shoal.node.coordinator import Coordinator
+from shoal.node.followers import Changing, Followers, Leadership
 from shoal.node.gauges import gauge
 from shoal.node.host_environment import HostEnvironment
+from shoal.node.inheritance import bequeathed
 from shoal.node.model_engine import ModelEngine, ModelOffer
 from shoal.node.operations import Operations
 from shoal.node.upstream_views import UpstreamViews
@@ -30,14 +32,25 @@ _NO_MODEL = ""
 
 
 class Head:
-    def __init__(self, settings: HeadSettings, offers: Sequence[ModelOffer], machine: HostEnvironment | None = None) -> None:
-        """offers: the models, the default first."""
+    def __init__(
+        self,
+        settings: HeadSettings,
+        offers: Sequence[ModelOffer],
+        machine: HostEnvironment | None = None,
+        leadership: Leadership | None = None,
+        files: Changing | None = None,
+        authority: str = "",
+    ) -> None:
+        """offers: the models, the default first. leadership: of a head that others follow; files, authority: what they get beside the requests,
+        see followers.Changing and control.messages.Serves."""
         self.settings = settings
         self.metrics = Metrics()
         self.engines: dict[str, ModelEngine] = {}
         """By the names of their models, the default first."""
         self._machine = machine or HostEnvironment()
-        self.coordinator = Coordinator(settings, self._machine, self)
+        self._authority = authority
+        followers = None if leadership is None else Followers(leadership, self._served, files)
+        self.coordinator = Coordinator(settings, self._machine, self, followers)
         traces = settings.api.traces
         self._traces = Traces(export_to(traces), self.coordinator.recorder.timelines) if traces else None
         self._watchers: list[Callable[[], None]] = []
@@ -68,6 +81,11 @@ class Head:
         self._changed()
         await engine.close(reason)
 
+    def _served(self) -> control.Serves:
+        """What a successor needs to know."""
+        rules, models = bequeathed(self.settings, self.engines.values())
+        return control.Serves(settings=rules, models=models, authority=self._authority)
+
     def watch(self, changed: Callable[[], None]) -> None:
         """changed: called when a model has come or is about to go."""
         self._watchers.append(changed)
@@ -95,11 +113,24 @@ class Head:
     async def stop(self, reason: str = "the head shut down") -> None:
         """Sends the nodes home and ends every request."""
         await self.coordinator.stop(reason)
+        await self._end()
+        self._machine.close()
+
+    async def stand_down(self, reason: str) -> None:
+        """Ends every request here with the reason: another head goes on with them, and the nodes look for it. `seal` comes before."""
+        await self.coordinator.stand_down(reason)
+        await self._end()
+
+    def seal(self) -> None:
+        """Records no more of the requests, because they go on elsewhere."""
+        for engine in self.engines.values():
+            engine.seal_log()
+
+    async def _end(self) -> None:
         for engine in self.engines.values():
             await engine.end_log()
         if self._traces is not None:
             await asyncio.to_thread(self._traces.close)
-        self._machine.close()
 
     def refuse(self, reason: str) -> None:
         """Ends every request with that reason, and accepts no more."""

@@ -17,6 +17,7 @@ from shoal.address import in_zone, of_socket, parse_address, zone_of
 from shoal.control.client import ControlClient
 from shoal.control.server import Attendant, ControlServer
 from shoal.errors import ConfigError
+from shoal.node.environment import ControlDoor
 from shoal.security.certificates import Role, role_of, server_name
 from shoal.security.credentials import Credentials
 from shoal.transport.base import FrameStream, Handler
@@ -78,7 +79,7 @@ class HostEnvironment:
         self._zone = zone_of(parse_address(address).host)
         return ControlClient(address, self.credentials)
 
-    async def control_door(self, attendant: Attendant, host: str, port: int) -> ControlServer:
+    async def control_door(self, attendant: Attendant, host: str, port: int) -> ControlDoor:
         server = ControlServer(attendant, self.credentials)
         await server.start(host, port)
         return server

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from time import time
@@ -157,7 +158,13 @@ class ModelEngine:
     def keep_requests(self, state: Path) -> None:
         """Keeps requests from now on, and reads the answers that a previous head left unfinished. state: the head's folder. Raises ConfigError."""
         folder = state / quote(self.name, safe="")
-        self._log = RequestLog(folder, f"{self.model.reference} {self.offer.engine.precision} {self.offer.engine.kv_type}")
+        followers = self._coordinator.followers
+        identity = f"{self.model.reference} {self.offer.engine.precision} {self.offer.engine.kv_type}"
+        if followers is None:
+            self._log = RequestLog(folder, identity)
+        else:
+            self._log = RequestLog(folder, identity, partial(followers.put, self.name))
+            followers.keep(self.name, self._log)
 
     # Copies
 
@@ -203,7 +210,14 @@ class ModelEngine:
             self._coordinator.close(id, reason)
             del self._all_metrics.pipelines[id]
         del self._all_metrics.models[self.name]
+        if self._coordinator.followers is not None:
+            self._coordinator.followers.drop(self.name)
         await self.end_log()
+
+    def seal_log(self) -> None:
+        """Another head goes on with the requests: how they end here is not recorded."""
+        if self._log is not None:
+            self._log.seal()
 
     async def end_log(self) -> None:
         if self._log is not None:
@@ -296,6 +310,8 @@ class ModelEngine:
                 self.watch.entered += sum(request.n for request in requests)
             if self._log is not None and note:
                 await self._log.accepted(answer, note, requests)  # in the same turn of the loop: what is sampled from now on is kept too
+            if (followers := self._coordinator.followers) is not None:
+                await followers.confirmed()
         except BaseException as error:
             if isinstance(error, ShoalError):
                 self._coordinator.recorder.timelines.failed(requests[0].id, str(error), self._coordinator.now())

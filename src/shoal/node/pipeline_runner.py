@@ -75,6 +75,8 @@ class HeadContext:
     loads: Loads
     share: Share
     spawn: Callable[[Coroutine[Any, Any, None]], None]
+    hand_out: Callable[[Callable[[], None]], None]
+    """See Driver."""
 
 
 class PipelineRunner:
@@ -93,7 +95,7 @@ class PipelineRunner:
         self.orders = Orders(pipeline.id, head.settings.host, model, head.environment, head.share, pipeline.members, head.roster.machines)
         now = head.environment.now
         self.requests = Requests(
-            lambda scheduler: Driver(scheduler, self._step, self._sampled, now, self._request_failed, self._choice_ended)
+            lambda scheduler: Driver(scheduler, self._step, self._sampled, now, self._request_failed, self._choice_ended, head.hand_out)
         )
         self._head, self.observer, self._happened = head, observer, happened
         self.failed: Callable[[RequestId, ShoalError], None] = lambda request, error: None

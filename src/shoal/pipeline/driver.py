@@ -41,14 +41,16 @@ class Driver:
         clock: Callable[[], float] = perf_counter,
         failed: Callable[[RequestId, ShoalError], None] = lambda request, error: None,
         ended: Callable[[RequestId, int], None] = lambda request, choice: None,
+        hand_out: Callable[[Callable[[], None]], None] = lambda deliver: deliver(),
     ) -> None:
         """sampled: called with the tokens of each step before the streams get them. clock: seconds, the same clock as in the
         stages' traces. failed: called with requests that end with an error; ended: with choices that their reader ends, because
-        their text is complete."""
+        their text is complete. hand_out: is given what hands the tokens of a step to the streams, and calls it when they may have them, in
+        order."""
         self.scheduler = scheduler
         self.timings = Timings()
         self._observe, self._sampled, self._clock = observe, sampled, clock
-        self._failed, self._ended = failed, ended
+        self._failed, self._ended, self._hand_out = failed, ended, hand_out
         self._streams: dict[RequestId, TokenStream] = {}
         self._strikes: dict[RequestId, int] = {}
         self._route: DrivenRoute | None = None
@@ -275,9 +277,8 @@ class Driver:
         chunks = self.scheduler.apply(result, arrived - step.sent)
         tokens = Counter(chunk.request for chunk in chunks if chunk.counts)
         self._sampled(chunks)
-        for chunk in chunks:
-            if (stream := self._streams.get(chunk.request)) is not None:
-                stream.put(chunk)
+        told = [(stream, chunk) for chunk in chunks if (stream := self._streams.get(chunk.request)) is not None]
+        self._hand_out(lambda: _deliver(told))
         timing = StepTiming(
             step.plan.rows,
             len(result.sampled),
@@ -309,3 +310,8 @@ class Driver:
                     route.why = f"the first stage is gone: {error}"
                     route.cut.set()
             route.settle()
+
+
+def _deliver(told: list[tuple[TokenStream, TokenChunk]]) -> None:
+    for stream, chunk in told:
+        stream.put(chunk)

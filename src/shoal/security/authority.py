@@ -50,6 +50,16 @@ class Authority:
         return fresh
 
     @classmethod
+    def of(cls, pem: bytes) -> Authority:
+        """From what `pem` gives. Raises ValueError."""
+        return cls(load_key(pem), x509.load_pem_x509_certificate(pem))
+
+    @property
+    def pem(self) -> bytes:
+        """The key, not encrypted, and the certificate: for a head that is to lead when this one is lost."""
+        return key_pem(self._key) + self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    @classmethod
     def _load(cls, path: Path, now: dt.datetime) -> Authority:
         remedy = f"restore it from a backup, or move {path} away: the head then makes a new authority and every node must pair again"
         data = read_private(path)

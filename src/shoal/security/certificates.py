@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -27,10 +27,11 @@ class Role(enum.StrEnum):
     HEAD = "head"
     NODE = "node"
     GATEWAY = "gateway"
+    WITNESS = "witness"
 
 
 ASKED_FOR = frozenset({Role.NODE, Role.GATEWAY})
-"""What a machine may ask to be when it pairs."""
+"""What a machine may ask to be when it pairs; also a head, where a head of several is asked."""
 
 
 def server_name(role: Role) -> str:
@@ -105,11 +106,11 @@ def signing_request(key: ec.EllipticCurvePrivateKey, name: str, role: Role = Rol
     )
 
 
-def asked_role(request: x509.CertificateSigningRequest) -> Role:
+def asked_role(request: x509.CertificateSigningRequest, allowed: Collection[Role] = ASKED_FOR) -> Role:
     """What the asker wants to be; a node if the request does not say it. Raises ValueError for what nobody may ask for."""
     names = dns_names(request.extensions)
     role = role_of(names) if names else Role.NODE
-    if role is None or role not in ASKED_FOR:
+    if role is None or role not in allowed:
         raise ValueError(f"a request for {', '.join(names)}")
     return role
 

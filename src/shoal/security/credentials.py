@@ -113,10 +113,10 @@ class Credentials:
         """Mutual TLS. gRPC's core accepts TLS 1.2 and 1.3, nothing older; Python cannot choose between them (grpc#37305)."""
         return grpc.ssl_server_credentials([(self.private_key, self.certificate)], self.authority, require_client_auth=True)
 
-    def grpc_channel(self, address: str, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:
-        """A channel that talks only to the head of this cluster."""
+    def grpc_channel(self, address: str, options: Sequence[tuple[str, Any]] = (), role: Role = Role.HEAD) -> grpc.aio.Channel:
+        """A channel that talks only to whoever has that role in this cluster."""
         credentials = grpc.ssl_channel_credentials(self.authority, self.private_key, self.certificate)
-        return grpc.aio.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", server_name(Role.HEAD))])
+        return grpc.aio.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", server_name(role))])
 
     def _leaf(self) -> x509.Certificate:
         return x509.load_pem_x509_certificate(self.certificate)

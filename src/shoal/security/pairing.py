@@ -34,7 +34,7 @@ from spake2.ed25519_basic import NotOnCurve  # pyright: ignore[reportMissingType
 
 from shoal.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from shoal.security.authority import Authority
-from shoal.security.certificates import Role, asked_role, check_name, common_name, new_key, signing_request
+from shoal.security.certificates import ASKED_FOR, Role, asked_role, check_name, common_name, new_key, signing_request
 from shoal.security.credentials import Credentials
 from shoal.security.pairing_code import PairingCode
 from shoal.security.pairing_desk import PairingDesk, Ticket
@@ -136,12 +136,15 @@ class NodeExchange:
 class HeadExchange:
     """The head's side: call `challenge` and `grant` once each, in this order, and `close` in any case."""
 
-    def __init__(self, desk: PairingDesk, authority: Authority, address: str = "", entropy: Entropy = os.urandom) -> None:
-        """address: the node's, to which its guesses are counted; '' if there is none."""
+    def __init__(
+        self, desk: PairingDesk, authority: Authority, address: str = "", entropy: Entropy = os.urandom, heads: bool = False
+    ) -> None:
+        """address: the node's, to which its guesses are counted; '' if there is none. heads: whether a machine may become a head, too."""
         self._desk = desk
         self._address = address
         self._authority = authority
         self._entropy = entropy
+        self._allowed = ASKED_FOR | {Role.HEAD} if heads else ASKED_FOR
         self._ticket: Ticket | None = None
         self._keys: _Keys | None = None
         self._transcript = b""
@@ -195,7 +198,7 @@ class HeadExchange:
     def _asked(self, der: bytes) -> tuple[x509.CertificateSigningRequest, str, Role]:
         try:
             asked = x509.load_der_x509_csr(der)
-            name, role = check_name(common_name(asked.subject)), asked_role(asked)
+            name, role = check_name(common_name(asked.subject)), asked_role(asked, self._allowed)
             sound = asked.is_signature_valid and isinstance(asked.public_key(), ec.EllipticCurvePublicKey)
         except (ConfigError, ValueError) as error:
             raise refused(Refusal.BAD_REQUEST) from error

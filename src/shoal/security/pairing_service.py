@@ -83,6 +83,7 @@ class PairingListener:
         patience: float,
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
+        heads: bool,
     ) -> None:
         self._desk = desk
         self._authority = authority
@@ -90,6 +91,7 @@ class PairingListener:
         self._patience = patience
         self._clock = clock
         self._sleep = sleep
+        self._heads = heads
         self._conversations: set[asyncio.Task[None]] = set()
         self._places: Counter[str] = Counter()  # of the open conversations
         self._lingering: set[asyncio.Task[None]] = set()
@@ -142,7 +144,7 @@ class PairingListener:
         task.add_done_callback(over)
 
     async def _converse(self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        exchange = HeadExchange(self._desk, self._authority, peer)
+        exchange = HeadExchange(self._desk, self._authority, peer, heads=self._heads)
         try:
             try:
                 await self._pair(exchange, peer, reader, writer)
@@ -199,13 +201,15 @@ async def serve_pairing(
     patience: float = 10.0,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    heads: bool = False,
 ) -> PairingListener:
     """Admits nodes that know the desk's code. Each message is awaited for `patience` seconds.
 
-    clock: the desk's, in seconds; sleep: waits on that clock before an answer leaves. Port 0 takes a free one. Raises
+    clock: the desk's, in seconds; sleep: waits on that clock before an answer leaves. heads: whether a machine may become a head, too.
+    Port 0 takes a free one. Raises
     ConfigError if the address cannot be used.
     """
-    listener = PairingListener(desk, authority, on_event, patience, clock, sleep)
+    listener = PairingListener(desk, authority, on_event, patience, clock, sleep, heads)
     await listener.start(host, port)
     return listener
 

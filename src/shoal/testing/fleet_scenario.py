@@ -70,7 +70,10 @@ class LoadedToy:
         priority, batching = scenario.terms[self.name]
         cost = toy.cost(scenario.layers_of(self.name))
         served = Served(self.name, self.name, cost, engine.context, engine, priority=priority, batching=batching)
-        self.copies.add(number, self._coordinator.open(PipelineId(self.name, number), served, CopyCounts(scenario, self)))
+        self.copies.add(number, self._coordinator.open(PipelineId(self.name, number), served, self.observer()))
+
+    def observer(self) -> CopyCounts:
+        return CopyCounts(self._scenario, self)
 
     def close(self, number: int) -> None:
         self._coordinator.close(self.copies.remove(number).pipeline.id, _CLOSED)

@@ -18,6 +18,7 @@ from shoal.address import parse_address
 from shoal.control import messages as control
 from shoal.control.server import Attendant, NodeConnection
 from shoal.errors import ClusterError
+from shoal.node.environment import ControlDoor
 from shoal.security.certificates import Role
 from shoal.transport.base import Handler
 from shoal.wire.frame import Frame
@@ -237,24 +238,30 @@ class SimControlDoor:
         environment.host.ports[port] = lambda pipe: environment.spawn(self._attend(pipe))
 
     async def _attend(self, pipe: Pipe) -> None:
-        conversation = NodeConnection(pipe.ends[0].host.name)
+        conversation, attendant = NodeConnection(pipe.ends[0].host.name), self._attendant
         self._conversations[conversation] = pipe
         saying = asyncio.get_running_loop().create_task(self._say(conversation, pipe))
         try:
             while True:
-                self._attendant.heard(conversation, await pipe.ends[1].get())
+                attendant.heard(conversation, await pipe.ends[1].get())
         except (EOFError, ConnectionError):
             pass
         finally:
             saying.cancel()
             await asyncio.gather(saying, return_exceptions=True)
             self._conversations.pop(conversation, None)
-            self._attendant.hung_up(conversation)
+            attendant.hung_up(conversation)
 
     async def _say(self, conversation: NodeConnection, pipe: Pipe) -> None:
         async for message in conversation.outgoing():
             pipe.send(0, message)
         pipe.end(1, broken=False)
+
+    def hand_to(self, attendant: Attendant) -> None:
+        """See control.server.ControlServer."""
+        self._attendant = attendant
+        for conversation in list(self._conversations):
+            conversation.end()
 
     async def stop(self) -> None:
         self._environment.host.ports.pop(self.port, None)
@@ -386,7 +393,7 @@ class SimWorld:
     def control_link(self, address: str) -> SimControlLink:
         return SimControlLink(self, address)
 
-    async def control_door(self, attendant: Attendant, host: str, port: int) -> SimControlDoor:
+    async def control_door(self, attendant: Attendant, host: str, port: int) -> ControlDoor:
         return SimControlDoor(self, attendant, port or self.network.port())
 
     async def _take(self, lock: asyncio.Lock, seconds: float, work: Callable[[], T]) -> T:

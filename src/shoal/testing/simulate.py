@@ -14,6 +14,7 @@ from shoal.config import default_threads
 from shoal.testing.fleet_scenario import FleetScenario
 from shoal.testing.rush import Rush
 from shoal.testing.scenario import Broken, Scenario
+from shoal.testing.standby_scenario import StandbyScenario
 
 _RUSHES = 20  # one in this many seeds also runs long prompts beside running answers; each costs as much as ten others
 
@@ -36,15 +37,18 @@ class Outcome:
     """Heads that died."""
 
 
-def scenarios(seed: int, fleet: bool = False) -> list[Scenario]:
-    """fleet: several models, with several copies."""
-    if fleet:
-        return [FleetScenario(seed)]
+KINDS = {"fleet": FleetScenario, "standby": StandbyScenario}
+
+
+def scenarios(seed: int, kind: str = "") -> list[Scenario]:
+    """kind: one of KINDS, or '': one model."""
+    if kind:
+        return [KINDS[kind](seed)]
     return [Scenario(seed), *([Rush(seed)] if seed % _RUSHES == 0 else [])]
 
 
-def play(seed: int, fleet: bool = False) -> Outcome:
-    told, events = scenarios(seed, fleet), ""
+def play(seed: int, kind: str = "") -> Outcome:
+    told, events = scenarios(seed, kind), ""
     for scenario in told:
         try:
             scenario.run()
@@ -57,12 +61,12 @@ def play(seed: int, fleet: bool = False) -> Outcome:
     return Outcome(seed, events, told[0].tokens, len(ended), sum(i.tokens for i in ended), waits, told[0].faults, moved, successions)
 
 
-def play_all(seeds: Sequence[int], jobs: int, fleet: bool = False) -> list[Outcome]:
+def play_all(seeds: Sequence[int], jobs: int, kind: str = "") -> list[Outcome]:
     if jobs == 1:
-        return [play(seed, fleet) for seed in seeds]
+        return [play(seed, kind) for seed in seeds]
     # Spawned: a fork of a process with threads (gRPC's, torch's) may inherit a lock that nobody will release.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(partial(play, fleet=fleet), seeds, chunksize=8))
+        return list(pool.map(partial(play, kind=kind), seeds, chunksize=8))
 
 
 def main() -> None:
@@ -70,18 +74,28 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2000, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--jobs", type=int, default=default_threads())
-    parser.add_argument("--fleet", action="store_true", help="several models, with several copies, that come and go")
+    parser.add_argument(
+        "--fleet",
+        dest="kind",
+        action="store_const",
+        const="fleet",
+        default="",
+        help="several models, with several copies, that come and go",
+    )
+    parser.add_argument(
+        "--standby", dest="kind", action="store_const", const="standby", help="several heads, of which one leads by a lease"
+    )
     parser.add_argument("--events", action="store_true", help="print the events of every seed, not only of those that fail")
     given = parser.parse_args()
     seeds = range(given.first, given.first + given.seeds)
     if given.events:
-        for scenario in [scenario for seed in seeds for scenario in scenarios(seed, given.fleet)]:
+        for scenario in [scenario for seed in seeds for scenario in scenarios(seed, given.kind)]:
             try:
                 scenario.run()
             finally:
                 print("\n".join(scenario.events))
         return
-    outcomes = play_all(seeds, given.jobs, given.fleet)
+    outcomes = play_all(seeds, given.jobs, given.kind)
     failed = [o for o in outcomes if o.events]
     print(
         f"{len(outcomes)} seeds, {sum(o.tokens for o in outcomes)} tokens, {sum(o.interruptions for o in outcomes)} interruptions, "
@@ -90,7 +104,7 @@ def main() -> None:
     )
     for outcome in failed[:3]:
         print(
-            f"\n{outcome.events}\n\nagain: python -m shoal.testing.simulate --first {outcome.seed} --seeds 1 --events{' --fleet' * given.fleet}"
+            f"\n{outcome.events}\n\nagain: python -m shoal.testing.simulate --first {outcome.seed} --seeds 1 --events{f' --{given.kind}' * bool(given.kind)}"
         )
     if failed:
         print("failed seeds:", *(o.seed for o in failed))

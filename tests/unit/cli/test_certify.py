@@ -48,3 +48,8 @@ def test_another_one_is_of_the_same_authority_and_has_its_own_key(target: Path) 
 def test_an_impossible_name_writes_nothing(target: Path) -> None:
     done = CliRunner().invoke(app, ["nodes", "certify", "-o", str(target), "--name", " "])
     assert isinstance(done.exception, ConfigError) and not target.exists()
+
+
+def test_a_witness_gets_a_certificate_that_no_node_has(target: Path) -> None:
+    assert CliRunner().invoke(app, ["nodes", "certify", "-o", str(target), "--witness"]).exit_code == 0
+    assert Credentials.load(target).role is Role.WITNESS

@@ -20,8 +20,8 @@ from shoal.control.messages import ClusterDescription, DismissAnswer, DismissReq
 from shoal.control.server import ControlServer, NodeConnection
 from shoal.errors import ClusterError, ConfigError, NotPaired, ShoalError, VersionMismatch
 from shoal.gateway.endpoints.away import create_away
-from shoal.launch import gateway_door, heads
-from shoal.launch.heads import Heads, is_final
+from shoal.launch import gateway_door, head_search
+from shoal.launch.head_search import HeadSearch, is_final
 from shoal.launch.keys import kept_gateway_path, kept_path
 from shoal.security.authority import Authority
 from shoal.security.certificates import Role
@@ -112,7 +112,7 @@ def test_a_code_for_nobody_that_answers() -> None:
         asyncio.run(gateway_credentials(settings, [Address("127.0.0.1", free_port()), Address("127.0.0.1", free_port())]))
 
 
-# Heads
+# HeadSearch
 
 
 class Attendant:
@@ -148,7 +148,7 @@ def nobody() -> Address:
 
 async def found(addresses: Sequence[Address], made: Door) -> str:
     """The address of the head that took a gateway."""
-    looking = Heads(addresses, None, "g", made.folder / "cache")
+    looking = HeadSearch(addresses, None, "g", made.folder / "cache")
     engines = await looking.connect()
     await engines.close()
     return looking.address
@@ -174,13 +174,13 @@ def test_a_head_without_the_port_says_what_to_start_it_with() -> None:
     async def go() -> None:
         async with control(0) as closed:
             with pytest.raises(ConfigError, match="--gateway-port") as caught:
-                await Heads([closed], None, "g", Path("unused")).connect()
+                await HeadSearch([closed], None, "g", Path("unused")).connect()
             assert is_final(caught.value)
             with pytest.raises(ClusterError, match=r"no head serves: .*--gateway-port.*no head at") as mixed:
-                await Heads([closed, nobody()], None, "g", Path("unused")).connect()
+                await HeadSearch([closed, nobody()], None, "g", Path("unused")).connect()
             assert not is_final(mixed.value)
             with pytest.raises(ClusterError) as both:
-                await Heads([closed, closed], None, "g", Path("unused")).connect()
+                await HeadSearch([closed, closed], None, "g", Path("unused")).connect()
             assert not is_final(both.value)
 
     asyncio.run(go())
@@ -191,7 +191,7 @@ def test_a_protected_head_wants_a_code(tmp_path: Path) -> None:
         authority = Authority.open(tmp_path / "authority")
         async with control(1, authority.credentials(Role.HEAD, "head")) as address:
             with pytest.raises(NotPaired, match="--code") as caught:
-                await Heads([address], None, "g", Path("unused")).connect()
+                await HeadSearch([address], None, "g", Path("unused")).connect()
             assert is_final(caught.value)
 
     asyncio.run(go())
@@ -202,7 +202,7 @@ def test_another_version_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(VersionMismatch) as caught:
             await found([address], made)
         assert str(caught.value) == (
-            f"the peer speaks version 9.9.9 (the head at {address}), this is {heads.__version__}; install the same shoal on every machine"
+            f"the peer speaks version 9.9.9 (the head at {address}), this is {head_search.__version__}; install the same shoal on every machine"
         )
         assert is_final(caught.value)
 
@@ -220,7 +220,7 @@ def test_what_does_not_take_it_is_no_head(said: bytes) -> None:
 
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server, control(server.sockets[0].getsockname()[1]) as address:
             with pytest.raises(ShoalError):
-                await Heads([address], None, "g", Path("unused")).connect()
+                await HeadSearch([address], None, "g", Path("unused")).connect()
 
     asyncio.run(go())
 

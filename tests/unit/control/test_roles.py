@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from shoal.control.client import ControlClient, describe, dismiss
-from shoal.control.messages import ClusterDescription, DismissAnswer, DismissRequest, Join, NodeMessage
+from shoal.control.messages import ClusterDescription, DismissAnswer, DismissRequest, Follow, Join, NodeMessage
 from shoal.control.server import ControlServer, NodeConnection
 from shoal.errors import ClusterError
 from shoal.node.host_environment import HostEnvironment
@@ -25,10 +25,11 @@ class Attentive:
 
     def __init__(self) -> None:
         self.joined: list[str] = []
+        self.followed: list[str] = []
 
     def heard(self, conversation: NodeConnection, message: NodeMessage) -> None:
-        assert isinstance(message, Join)
-        self.joined.append(message.name)
+        assert isinstance(message, Join | Follow)
+        (self.joined if isinstance(message, Join) else self.followed).append(message.name if isinstance(message, Join) else message.address)
         conversation.end()
 
     def hung_up(self, conversation: NodeConnection) -> None: ...
@@ -69,6 +70,21 @@ def test_nodes_alone_join(role: Role, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("role", [*Role])
+def test_heads_alone_stand_by(role: Role, tmp_path: Path) -> None:
+    async def work(attendant: Attentive, address: str, authority: Authority) -> None:
+        client = ControlClient(address, authority.credentials(role, "anna"))
+        client.say(Follow(address="b:1"))
+        refused = contextlib.nullcontext() if role is Role.HEAD else pytest.raises(ClusterError, match="not a head's")
+        with refused:
+            async for _ in client.attend(10):
+                pass
+        await client.close()
+        assert attendant.followed == (["b:1"] if role is Role.HEAD else [])
+
+    at_head(tmp_path, work)
+
+
+@pytest.mark.parametrize("role", [*Role])
 def test_all_members_may_look_and_the_heads_machine_alone_sends_nodes_away(role: Role, tmp_path: Path) -> None:
     async def work(attendant: Attentive, address: str, authority: Authority) -> None:
         credentials = authority.credentials(role, "anna")
@@ -94,14 +110,14 @@ def test_heads_and_nodes_alone_get_to_a_tensor_port(role: Role, tmp_path: Path) 
 
         listener = await server.listen("127.0.0.1", 0, handler)
         stream = await client.connect("127.0.0.1", listener.port, 10)
-        if role is Role.GATEWAY:
+        if role not in (Role.HEAD, Role.NODE):
             with pytest.raises((EOFError, ConnectionError)):
                 await stream.receive()
         else:
             await asyncio.wait_for(came.wait(), 10)
         await stream.close()
         await listener.close()
-        assert bool(heard) == (role is not Role.GATEWAY)
+        assert bool(heard) == (role in (Role.HEAD, Role.NODE))
 
     try:
         asyncio.run(go())

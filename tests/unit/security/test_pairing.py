@@ -435,6 +435,20 @@ def test_nobody_pairs_as_a_head():
     assert refusal(lambda: paired_as(Role.HEAD))[0] == "bad_request"
 
 
+def test_a_standby_pairs_as_a_head_where_heads_are_admitted():
+    c = Conversation()
+    c.head = HeadExchange(c.desk, AUTHORITY, heads=True)
+    c.node = NodeExchange(c.desk.code(0), "anna", role=Role.HEAD)
+    grant = c.head.grant(c.node.request(c.head.challenge(c.node.hello(), 0)), 0, NOW)
+    assert c.node.credentials(grant, NOW).role is Role.HEAD
+
+
+def test_an_authority_goes_on_at_a_standby():
+    copy = Authority.of(AUTHORITY.pem)
+    assert copy.fingerprint == AUTHORITY.fingerprint
+    copy.credentials(Role.NODE, "anna", now=NOW).check(NOW)
+
+
 def test_a_request_that_names_no_role_is_a_nodes():
     key = new_key()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "old")])

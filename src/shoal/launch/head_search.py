@@ -21,7 +21,7 @@ from shoal.security.credentials import Credentials
 _PATIENCE = 10.0  # seconds for a connection
 
 
-class Heads:
+class HeadSearch:
     def __init__(self, addresses: Sequence[Address], credentials: Credentials | None, name: str, cache: Path) -> None:
         """addresses: of control ports. name: the gateway's. cache: where what tokenizers are opened from is put."""
         self._addresses, self._credentials, self._name, self._cache = [*addresses], credentials, name, cache
@@ -52,8 +52,10 @@ class Heads:
             raise ClusterError(f"no head at {where}: {why.why}")
         if self._credentials is None and await locked(where):
             raise NotPaired(where)
-        port = (await describe(where, self._credentials)).gateway_port
-        if not port:
+        told = await describe(where, self._credentials)
+        if not (port := told.gateway_port):
+            if not told.cluster:
+                raise ClusterError(f"no head leads at {where}: {''.join(told.events)}")
             raise ConfigError(f"the head at {where} takes no gateways; start it with --gateway-port PORT")
         tls: dict[str, Any] = {}
         if self._context is not None:

@@ -1,0 +1,42 @@
+"""The machine of a head that leads at times: nodes and other heads reach it at one port, whether it leads or stands by."""
+
+from __future__ import annotations
+
+from shoal.control.server import Attendant, ControlServer
+from shoal.node.environment import ControlDoor
+from shoal.node.host_environment import HostEnvironment
+from shoal.security.credentials import Credentials
+
+
+class _Turn:
+    """A node.environment.ControlDoor, open for as long as its attendant has its turn."""
+
+    def __init__(self, server: ControlServer, between: Attendant) -> None:
+        self._server, self._between = server, between
+
+    @property
+    def port(self) -> int:
+        return self._server.port
+
+    async def stop(self) -> None:
+        self._server.hand_to(self._between)
+
+
+class HeadMachine(HostEnvironment):
+    def __init__(self, credentials: Credentials | None, between: Attendant) -> None:
+        """between: who listens while no head does. Raises ConfigError."""
+        super().__init__(credentials)
+        self._between = between
+        self._door = ControlServer(between, credentials)
+
+    async def open(self, host: str, port: int) -> int:
+        """Begins to listen. Returns the port. Raises ConfigError."""
+        await self._door.start(host, port)
+        return self._door.port
+
+    async def control_door(self, attendant: Attendant, host: str, port: int) -> ControlDoor:
+        self._door.hand_to(attendant)
+        return _Turn(self._door, self._between)
+
+    async def shut(self) -> None:
+        await self._door.stop()
