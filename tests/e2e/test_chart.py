@@ -12,7 +12,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.support.charts import ENTRYPOINT, Pod, manifests, of_kind, rendered, secret
+from tests.support.charts import ENTRYPOINT, Pod, manifests, of_kind, rendered, secret, workloads
 from tests.support.cluster import BOUND, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
@@ -25,12 +25,15 @@ class Release:
     """A head and its nodes, as one release."""
 
     def __init__(self, folder: Path, values: dict[str, Any], secrets: dict[str, Path]) -> None:
-        ports = {"control": free_port(), "results": free_port(), "tensors": free_port()}
+        ports = {name: free_port() for name in ("control", "results", "tensors", "gateways")}
         self.made = manifests(rendered({**values, "api": {**values.get("api", {}), "port": free_port()}, "ports": ports}))
         hosts = {"sea-shoal-control": "127.0.0.1"}
         self.head = Pod(folder, self.made, "sea-shoal-head", 0, secrets, hosts)
         self.nodes = [Pod(folder, self.made, "sea-shoal-node", i, secrets, hosts) for i in range(len(NODES))]
-        self.url = f"http://127.0.0.1:{self.head.port('api')}"
+        few = [0] if "sea-shoal-gateway" in workloads(self.made) else []
+        self.gateways = [Pod(folder, self.made, "sea-shoal-gateway", i, secrets, hosts) for i in few]
+        self.url = f"http://127.0.0.1:{(self.gateways or [self.head])[0].port('api')}"
+        """Where the Service leads."""
 
     def start_head(self) -> None:
         for init in self.head.begin():
@@ -39,7 +42,7 @@ class Release:
         self.head.until("startupProbe")
 
     def end(self) -> None:
-        for pod in (*self.nodes, self.head):
+        for pod in (*self.gateways, *self.nodes, self.head):
             pod.end()
 
     def chat(self, key: str = "") -> httpx.Response:
@@ -138,6 +141,39 @@ def test_the_pods_serve_with_keys_and_certificates(model: dict[str, Any], tmp_pa
     release.nodes[1].start(SHOAL_BIND=NODES[1])
     release.head.until("readinessProbe")
     assert release.chat(key).json()["choices"] == answer["choices"]
+
+
+def test_gateways_in_pods_of_their_own_serve_for_the_head(model: dict[str, Any], tmp_path: Path, cleanup: ExitStack) -> None:
+    key = shoal(tmp_path / "mine", "keys", "create", "admin")
+    for flags, name in (((), "node"), (("--gateway",), "gateway")):
+        shoal(tmp_path / "mine", "nodes", "certify", *flags, "-o", str(tmp_path / f"{name}.pem"))
+    secrets = {
+        "sea-shoal-head": secret(
+            tmp_path / "secret-head",
+            authority_pem=tmp_path / "mine" / "keys" / "authority" / "authority.pem",
+            keys_sqlite=tmp_path / "mine" / "api" / "keys.sqlite",
+        ),
+        "sea-shoal-node": secret(tmp_path / "secret-node", node_pem=tmp_path / "node.pem"),
+        "sea-shoal-gateway": secret(tmp_path / "secret-gateway", gateway_pem=tmp_path / "gateway.pem"),
+    }
+    release = Release(tmp_path / "pods", {**model, "gateways": {"enabled": True, "port": free_port()}}, secrets)
+    cleanup.callback(release.end)
+    (gateway,) = release.gateways
+    waiting = [init for pod in (gateway, *release.nodes) for init in pod.begin()]  # of the head
+    release.start_head()
+    assert [init.wait() for init in waiting] == [0, 0, 0]
+    gateway.start()
+    gateway.until("startupProbe")
+    assert gateway.probe("livenessProbe") and not gateway.probe("readinessProbe")
+    for node, address in zip(release.nodes, NODES, strict=True):
+        node.start(SHOAL_BIND=address)
+    gateway.until("readinessProbe")
+    assert release.chat().status_code == 401
+    assert release.chat(key).json()["usage"]["completion_tokens"] == 16
+    assert gateway.listening() == {gateway.port("api")}
+    head = release.head
+    assert head.listening() == {*(head.port(name) for name in ("api", "control", "results", "gateways")), head.port("control") + 1}
+    assert gateway.stop() == 0
 
 
 def test_without_protection_nobody_needs_a_secret(model: dict[str, Any], tmp_path: Path, cleanup: ExitStack) -> None:

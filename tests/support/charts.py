@@ -64,7 +64,7 @@ def of_kind(made: Sequence[Manifest], *kinds: str) -> dict[str, Manifest]:
 
 
 def workloads(made: Sequence[Manifest]) -> dict[str, Manifest]:
-    return of_kind(made, "StatefulSet", "DaemonSet")
+    return of_kind(made, "StatefulSet", "DaemonSet", "Deployment")
 
 
 def only(containers: list[Any]) -> Any:

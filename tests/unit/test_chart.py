@@ -30,7 +30,13 @@ POOLS: dict[str, Any] = {
         "port": 8080,
         "ingress": {"enabled": True, "className": "nginx", "host": "llm.example", "tlsSecret": "tls", "annotations": {"a/b": "c"}},
     },
-    "ports": {"control": 7000, "results": 7001, "tensors": 7002},
+    "ports": {"control": 7000, "results": 7001, "tensors": 7002, "gateways": 7003},
+    "gateways": {
+        "enabled": True,
+        "port": 8081,
+        "settings": {"connections": 200, "response-cache": "64MiB"},
+        "autoscaling": {"enabled": True, "maxReplicas": 5, "sequences": 12},
+    },
     "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}, "keySecret": {"name": "metrics-key"}}},
     "head": {
         "settings": {"kv-type": "fp32", "context": 4096, "prefix-cache": False, "keep-alive": 12.5},
@@ -110,14 +116,17 @@ def test_every_container_runs_a_command_with_options_that_there_are(made: list[M
         kind, *arguments = only(workload["spec"]["template"]["spec"]["containers"])["args"]
         root.commands[kind].make_context(f"shoal {kind}", arguments)  # refuses unknown options and values that are none
         kinds.add(kind)
-    assert kinds == {"serve", "join"}
+    assert kinds == {"serve", "join"} | ({"gateway"} if gateways(made) else set())
 
 
 def test_the_settings_are_those_of_the_configuration_file(made: list[Manifest], tmp_path: Path) -> None:
     for name, config in of_kind(made, "ConfigMap").items():
         (file := tmp_path / name).write_text(config["data"]["config.toml"])
-        section = read(file, sections(), must_be=True).section("head" if name.endswith("-head") else "node")
-        if name == "sea-shoal-large":
+        role = name.removeprefix("sea-shoal-")
+        section = read(file, sections(), must_be=True).section(role if role in ("head", "gateway") else "node")
+        if role == "gateway":
+            assert section == {"connections": 200, "response-cache": "64MiB"}
+        if role == "large":
             assert section == {"share": False, "threads": 4}
 
 
@@ -126,7 +135,7 @@ def test_what_the_chart_sets_nobody_sets_again(made: list[Manifest]) -> None:
     for workload in workloads(made).values():
         kind, *arguments = only(workload["spec"]["template"]["spec"]["containers"])["args"]
         said = {word.partition("=")[0][2:] for word in arguments if word.startswith("--")}
-        part = "head" if kind == "serve" else "nodes"
+        part = {"serve": "head", "gateway": "gateways"}.get(kind, "nodes")
         for flag in said:
             assert helm("template", str(CHART), values={part: {"settings": {flag: "x"}}}).returncode, flag
 
@@ -146,6 +155,9 @@ def test_what_the_chart_sets_nobody_sets_again(made: list[Manifest]) -> None:
         ({"autoscaling": {"enabled": True, "nodes": True}, "nodes": {"kind": "DaemonSet"}}, "no StatefulSet of nodes that is called node"),
         ({"autoscaling": {"enabled": True, "nodes": True, "pool": "x"}}, "no StatefulSet of nodes that is called x"),
         ({"autoscaling": {"replicasMax": 0}}, "/autoscaling/replicasMax"),
+        ({"gateways": {"enabled": True, "autoscaling": {"enabled": True, "cpu": 0}}}, "cpu, sequences or both"),
+        ({"gateways": {"enabled": True, "autoscaling": {"enabled": True, "minReplicas": 9}}}, "minReplicas is more than maxReplicas"),
+        ({"gateways": {"settings": {"port": 1}}}, "/gateways/settings"),
     ],
     ids=str,
 )
@@ -186,11 +198,11 @@ def test_a_pod_has_the_time_that_its_command_takes_to_stop(made: list[Manifest])
     for workload in workloads(made).values():
         spec = workload["spec"]["template"]["spec"]
         container = only(spec["containers"])
-        if container["args"][0] == "join":
+        if command(workload) == "join":
             assert spec["terminationGracePeriodSeconds"] >= JOIN_STOPS
         else:
             _, before = container["lifecycle"]["preStop"]["exec"]["command"]
-            asked = stops_after("serve", float(option(container["args"], "grace")))
+            asked = stops_after("serve", float(option(container["args"], "grace")))  # a gateway has as much to end
             assert spec["terminationGracePeriodSeconds"] >= int(before) + asked
 
 
@@ -199,7 +211,9 @@ def test_the_defaults_are_the_products_own() -> None:
     assert chart["appVersion"] == __version__
     assert (values["api"]["port"], values["ports"]["control"]) == (ApiSettings.port, HeadSettings.control_port)
     assert values["ports"]["results"] != HeadSettings.control_port + 1  # where pairing is
-    assert values["head"]["grace"] == ApiSettings.grace
+    assert values["head"]["grace"] == values["gateways"]["grace"] == ApiSettings.grace
+    at_head = [values["ports"][name] for name in ("control", "results", "gateways")]
+    assert len({*at_head, HeadSettings.control_port + 1}) == 4  # pairing is there
 
 
 def selected(made: list[Manifest], labels: dict[str, str]) -> list[Manifest]:
@@ -207,8 +221,16 @@ def selected(made: list[Manifest], labels: dict[str, str]) -> list[Manifest]:
     return [one for one in workloads(made).values() if labels.items() <= one["spec"]["template"]["metadata"]["labels"].items()]
 
 
+def command(workload: Manifest) -> str:
+    return only(workload["spec"]["template"]["spec"]["containers"])["args"][0]
+
+
 def is_head(workload: Manifest) -> bool:
-    return only(workload["spec"]["template"]["spec"]["containers"])["args"][0] == "serve"
+    return command(workload) == "serve"
+
+
+def gateways(made: list[Manifest]) -> list[Manifest]:
+    return [one for one in workloads(made).values() if command(one) == "gateway"]
 
 
 def test_each_part_finds_the_others(made: list[Manifest]) -> None:
@@ -223,7 +245,9 @@ def test_each_part_finds_the_others(made: list[Manifest]) -> None:
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes, name
     for name, service in services.items():
         behind = selected(made, service["spec"]["selector"])
-        assert behind and {is_head(one) for one in behind} == {name != "sea-shoal-nodes"}
+        api = "gateway" if gateways(made) else "serve"
+        expected = {"sea-shoal": api, "sea-shoal-nodes": "join", "sea-shoal-control": "serve", "sea-shoal-head": "serve"}[name]
+        assert {command(one) for one in behind} == {expected}
         for workload in behind:
             ports = {port["name"] for port in only(workload["spec"]["template"]["spec"]["containers"])["ports"]}
             assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
@@ -231,18 +255,26 @@ def test_each_part_finds_the_others(made: list[Manifest]) -> None:
     assert control["spec"]["publishNotReadyAddresses"], "a head that waits for nodes is not ready"
     for workload in workloads(made).values():
         container = only(workload["spec"]["template"]["spec"]["containers"])
-        if container["args"][0] == "join":
+        if container["args"][0] != "serve":
             assert container["args"][1] == f"sea-shoal-control:{control['spec']['ports'][0]['port']}"
     for ingress in of_kind(made, "Ingress").values():
         backend = ingress["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
         assert backend["port"]["name"] in {port["name"] for port in services[backend["name"]]["spec"]["ports"]}
+    for monitor in of_kind(made, "ServiceMonitor").values():
+        labels = monitor["spec"]["selector"]["matchLabels"]
+        (service,) = [one for one in services.values() if labels.items() <= one["metadata"]["labels"].items()]
+        assert {command(one) for one in selected(made, service["spec"]["selector"])} == {"serve"}, "gateways tell what the head counts"
+    for scaler in of_kind(made, "HorizontalPodAutoscaler").values():
+        (target,) = gateways(made)
+        assert scaler["spec"]["scaleTargetRef"]["name"] == target["metadata"]["name"] and "replicas" not in target["spec"]
+        assert [one["type"] for one in scaler["spec"]["metrics"]] == ["Resource", "External"]
     for budget in of_kind(made, "PodDisruptionBudget").values():
         assert not is_head(only(selected(made, budget["spec"]["selector"]["matchLabels"])))
 
 
 def test_the_network_opens_the_ports_of_the_settings_and_no_other(made: list[Manifest]) -> None:
     head = only([one for one in workloads(made).values() if is_head(one)])
-    nodes = [one for one in workloads(made).values() if not is_head(one)]
+    nodes = [one for one in workloads(made).values() if command(one) == "join"]
     arguments = only(head["spec"]["template"]["spec"]["containers"])["args"]
     api, control, results = (int(option(arguments, name)) for name in ("port", "control-port", "results-port"))
     tensors = {int(option(only(one["spec"]["template"]["spec"]["containers"])["args"], "tensor-port")) for one in nodes}
@@ -259,7 +291,17 @@ def test_the_network_opens_the_ports_of_the_settings_and_no_other(made: list[Man
         ]
 
     assert selected(made, policies["sea-shoal-head"]["spec"]["podSelector"]["matchLabels"]) == [head]
-    assert into("sea-shoal-head") == [({api}, None), ({control, results}, nodes)]
+    doors = [({control, int(option(arguments, "gateway-port"))}, gateways(made))] if gateways(made) else []
+    assert into("sea-shoal-head") == [({api}, None), ({control, results}, nodes), *doors]
+    for gateway in gateways(made):
+        policy = policies["sea-shoal-gateways"]["spec"]
+        assert selected(made, policy["podSelector"]["matchLabels"]) == [gateway]
+        port = int(option(only(gateway["spec"]["template"]["spec"]["containers"])["args"], "port"))
+        assert into("sea-shoal-gateways") == [({port}, None)]
+        assert [({port["port"] for port in rule["ports"]}, "to" in rule) for rule in policy["egress"]] == [
+            (doors[0][0], True),
+            ({53}, False),
+        ]
     assert selected(made, policies["sea-shoal-nodes"]["spec"]["podSelector"]["matchLabels"]) == nodes
     assert into("sea-shoal-nodes") == [(tensors, [*workloads(made).values()])]
     if "Egress" in policies["sea-shoal-nodes"]["spec"]["policyTypes"]:
@@ -307,7 +349,8 @@ def test_the_readme_names_every_value_that_it_speaks_of() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     named = set(
         re.findall(
-            r"`((?:head|nodes|api|security|image|metrics|networkPolicy|ports|autoscaling)\.[\w.]+)`", (CHART / "README.md").read_text()
+            r"`((?:head|nodes|gateways|api|security|image|metrics|networkPolicy|ports|autoscaling)\.[\w.]+)`",
+            (CHART / "README.md").read_text(),
         )
     )
     assert len(named) > 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import random
 import socket
 import ssl
@@ -32,6 +33,7 @@ from shoal.text.tokenizer_parts import TokenizerFiles
 log = structlog.get_logger()
 
 _LOOK = 0.1  # seconds between checks whether a process lives
+_LONGEST = 80  # bytes of a folder's name: a Unix socket's may have 103 to 107, with the folder for this head and its own
 _GRACE = 8.0  # seconds that a worker has to end: slightly more than its own streams have
 _SETTLED = 30.0  # seconds after which a worker that ends counts as having been healthy
 
@@ -75,7 +77,7 @@ class ApiWorkers:
 
     async def serve(self) -> None:
         """Runs until stop() is called."""
-        with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
+        with tempfile.TemporaryDirectory(prefix="shoal-", dir=_folder_for_sockets(tempfile.gettempdir())) as folder:
             path = Path(folder) / "engine"
             await self._engine.start(path)
             keepers = [asyncio.create_task(self._keep(path)) for _ in range(self._count)]
@@ -148,6 +150,11 @@ class ApiWorkers:
         """A worker's conversation ended: because it exited, or because it did not read."""
         if (gone := self._gone.get(pid)) is not None:
             gone.set()
+
+
+def _folder_for_sockets(usual: str) -> str:
+    """usual: where temporary files are; not good if it is so long that the name of a Unix socket there would be too long."""
+    return usual if len(os.fsencode(usual)) <= _LONGEST else "/tmp"
 
 
 def _of_one(settings: ApiSettings, count: int) -> ApiSettings:
