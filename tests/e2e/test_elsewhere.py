@@ -39,4 +39,4 @@ def test_a_question_is_answered() -> None:
 def test_processes_for_the_api_are_refused() -> None:
     done = elsewhere("shoal", "up", "--nodes", "1", "--port", "0", "--api-workers", "2")
     assert done.returncode == 2, done.stderr
-    assert "--api-workers needs Unix sockets" in done.stderr
+    assert "--gateway-port need Unix sockets" in done.stderr
