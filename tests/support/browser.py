@@ -14,7 +14,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from shoal.gateway.endpoints import console
 from tests.support.cluster import BOUND
@@ -43,6 +43,7 @@ def require() -> None:
 def chromium() -> Iterator[Browser]:
     require()
     flags = ["--no-sandbox"] if os.geteuid() == 0 else []
+    expect.set_options(timeout=BOUND * 1000)  # five seconds are as long as the pages' own pauses between looks
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=[*flags, "--disable-dev-shm-usage"])
         try:
