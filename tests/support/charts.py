@@ -107,6 +107,7 @@ class Pod:
                     raise AssertionError(f"what is {volume}?")
         self._hosts = hosts
         self.popen: subprocess.Popen[bytes] | None = None
+        self._inits: list[subprocess.Popen[bytes]] = []
 
     def _made(self, name: str) -> Path:
         (folder := self._folder / name).mkdir()
@@ -134,12 +135,13 @@ class Pod:
         return found
 
     def begin(self) -> list[subprocess.Popen[bytes]]:
-        """Runs the init containers that end by themselves; what is left is still to end."""
-        left: list[subprocess.Popen[bytes]] = []
+        """Starts the init containers, which are still to end."""
+        begun: list[subprocess.Popen[bytes]] = []
         for container in self.spec["initContainers"]:
             command = [self.here(container, word) for word in container["command"]]
-            left.append(subprocess.Popen(command, env=self.environment(container), stdin=subprocess.DEVNULL))
-        return left
+            begun.append(subprocess.Popen(command, env=self.environment(container), stdin=subprocess.DEVNULL))
+        self._inits += begun
+        return begun
 
     def start(self, **environment: str) -> None:
         """The container itself, after the others."""
@@ -211,9 +213,10 @@ class Pod:
         return self.popen.returncode
 
     def end(self) -> None:
-        if self.popen is not None and self.popen.poll() is None:
-            self.popen.kill()
-            self.popen.wait()
+        for process in (*self._inits, *([] if self.popen is None else [self.popen])):
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
 def secret(folder: Path, **files: Path) -> Path:

@@ -10,7 +10,7 @@ from shoal.serving.balancing.chooser import Chooser
 from shoal.serving.balancing.inquiry import Inquiry
 from shoal.serving.balancing.prefix_index import PrefixIndex
 from shoal.serving.balancing.ranking import Ranking
-from shoal.serving.balancing.replica_state import REQUEST_TOKENS, R, ReplicaState
+from shoal.serving.balancing.replica_state import R, ReplicaState
 
 PATIENCE = 2.0
 """A request waits for this many times the work that it saves: the saved work is the others' gain, too."""
@@ -20,7 +20,7 @@ _COMPARED = 4
 
 def effort(state: ReplicaState[R]) -> float:
     """Its work, in tokens of prompts at a speed of 1; more than that while its share is small."""
-    return (state.pending + REQUEST_TOKENS * (state.in_flight + state.elsewhere)) / (state.share * state.traits.speed)
+    return state.work / (state.share * state.traits.speed)
 
 
 class LongestPrefix(Chooser[R]):
@@ -36,8 +36,6 @@ class LongestPrefix(Chooser[R]):
         """By their numbers in the index, those that are withdrawn as well."""
         self._count = 0
         self._order: Ranking[ReplicaState[R], float] = Ranking()
-        self._found = 0
-        """Blocks of its prompt that the replica of the last request holds, as far as choosing it told."""
 
     def admit(self, state: ReplicaState[R]) -> None:
         if state not in self._numbers:
@@ -53,16 +51,12 @@ class LongestPrefix(Chooser[R]):
         self._order.put(state, effort(state))
 
     def choose(self, inquiry: Inquiry, without: Collection[ReplicaState[R]]) -> ReplicaState[R] | None:
-        self._found = 0
         least = self._order.least(without)
         if least is None:
             return None
         number = self._numbers[least]
         depth, holders = self._index.find(inquiry.blocks)
-        if number in holders:
-            self._found = depth
-            return least
-        if depth == 0:
+        if depth == 0 or number in holders:
             return least
         while (holder := self._idlest(holders, without)) is None:  # those that hold so much cannot be chosen
             depth //= 2
@@ -70,15 +64,12 @@ class LongestPrefix(Chooser[R]):
                 return least
             holders = self._index.holders(inquiry.blocks[depth - 1])
         saved = (depth - self._index.depth(number, inquiry.blocks)) * self._block_tokens / least.traits.speed
-        if self._order.key(holder) - self._order.key(least) > PATIENCE * saved:
-            return least
-        self._found = depth
-        return holder
+        return holder if effort(holder) - effort(least) <= PATIENCE * saved else least
 
     def began(self, state: ReplicaState[R], inquiry: Inquiry) -> int:
         if not inquiry.blocks or state not in self._numbers:
             return 0
-        return self._index.record(self._numbers[state], inquiry.blocks, state.traits.blocks, self._found) * self._block_tokens
+        return self._index.record(self._numbers[state], inquiry.blocks, state.traits.blocks) * self._block_tokens
 
     def forget(self, state: ReplicaState[R]) -> None:
         if state in self._numbers:
@@ -92,6 +83,6 @@ class LongestPrefix(Chooser[R]):
         best, least = None, math.inf
         for number in islice(holders, _COMPARED):
             state = self._states[number]
-            if state.admitted and state not in without and (own := self._order.key(state)) < least:
+            if state.admitted and state not in without and (own := effort(state)) < least:
                 best, least = state, own
         return best

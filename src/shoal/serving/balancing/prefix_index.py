@@ -59,15 +59,15 @@ class PrefixIndex:
                 high = middle - 1
         return low
 
-    def record(self, holder: int, chain: Sequence[BlockName], bound: int, guess: int = 0) -> int:
+    def record(self, holder: int, chain: Sequence[BlockName], bound: int) -> int:
         """The holder uses the chain; what it held, least recently used first, goes until it holds at most `bound` blocks.
 
-        guess: how many of the chain's blocks it holds; found faster if that is right. Returns how many it held before.
+        Returns how many of the chain's blocks it held before.
         """
         chain = tuple(chain[:bound])
         if not chain:
             return 0
-        found = guess if self._is_depth(guess, holder, chain) else self.depth(holder, chain)
+        found = self.depth(holder, chain)
         leaves = self._leaves.setdefault(holder, OrderedDict())
         if found == len(chain):
             if chain[-1] in leaves:
@@ -77,13 +77,11 @@ class PrefixIndex:
             leaves.pop(chain[found - 1], None)
             self._continue(holder, chain[found - 1], 1)
         known = self._known
-        for at in range(found, len(chain) - 1):
-            name = chain[at]
+        for name in chain[found:-1]:
             there = known.get(name)
-            if there is None:  # and nobody holds what continues it
-                known.update(dict.fromkeys(chain[at:-1], holder))
-                break
-            if isinstance(there, int):
+            if there is None:
+                known[name] = holder
+            elif isinstance(there, int):
                 known[name] = {there: 1, holder: 1}
             else:
                 there[holder] = 1
@@ -95,11 +93,6 @@ class PrefixIndex:
         held = self._held.get(holder, 0) + len(chain) - found
         self._held[holder] = held if held <= bound else self._evict(holder, held, bound)
         return found
-
-    def _is_depth(self, guess: int, holder: int, chain: Sequence[BlockName]) -> bool:
-        if not 0 < guess <= len(chain) or holder not in self.holders(chain[guess - 1]):
-            return False
-        return guess == len(chain) or holder not in self.holders(chain[guess])
 
     def forget(self, holder: int) -> None:
         """It holds nothing any more."""
