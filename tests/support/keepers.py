@@ -19,13 +19,14 @@ from shoal.discovery import redis_url
 from shoal.leadership import etcd_url
 from shoal.leadership.clock import elapsed
 from shoal.leadership.etcd import EtcdLease
-from shoal.leadership.kubernetes import KubernetesApi, KubernetesLease
+from shoal.leadership.kubernetes import KubernetesLease
 from shoal.leadership.lease import Lease
 from shoal.leadership.ledger import WitnessLedger
 from shoal.leadership.memory import MemoryKeeper, MemoryLease
 from shoal.leadership.redis import RedisLease
 from shoal.leadership.witness import WitnessLease
 from shoal.leadership.witness_server import WitnessServer
+from shoal.service_account import ServiceAccount
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.fake_kubernetes import FakeKubernetes
 from tests.support.redis_server import RedisServer
@@ -199,7 +200,7 @@ class KubernetesPlace(Place):
             (folder / name).write_text(text)
 
     def lease(self, duration: float = 0.0, cluster: str = CLUSTER) -> Lease:
-        return KubernetesLease(KubernetesApi(self._account, self.server.url), f"shoal-{cluster}", duration=duration or self.duration)
+        return KubernetesLease(ServiceAccount(self.server.url, self._account), f"shoal-{cluster}", duration=duration or self.duration)
 
     async def stop(self) -> None:
         await asyncio.to_thread(self.server.stop)

@@ -18,7 +18,7 @@ from shoal.cli.options import sections
 from shoal.cli.systemd_unit import JOIN_STOPS, stops_after
 from shoal.config import ApiSettings, HeadSettings
 from shoal.config_file import read
-from shoal.node.kubernetes_pool import ACCOUNT
+from shoal.service_account import ACCOUNT
 from tests.support.charts import CHART, Manifest, helm, manifests, of_kind, only, option, rendered, tool, workloads
 
 pytestmark = [pytest.mark.slow]

@@ -31,6 +31,7 @@ BASE = {
     "spelling",
     "pipeline_id",
     "trace_context",
+    "service_account",
     "observed",
 }
 PURE = {"scheduler", "placement", "membership", "wire", "profiling"}

@@ -17,6 +17,7 @@ from shoal.node.node_source import NodeSource, PoolSource, WebhookSource
 from shoal.node.ray_pool import RayPool
 from shoal.node.scaler import Scaler
 from shoal.observed.event import EventKind
+from shoal.service_account import ServiceAccount
 from shoal.serving.forecast import check_installed
 from shoal.serving.webhook import NodeWebhook
 from shoal.serving.webhook_secret import found_secret
@@ -40,7 +41,9 @@ def node_source(settings: HeadSettings, told: Callable[[str], object] = log.info
         case MoreNodes.WEBHOOK:
             return WebhookSource(NodeWebhook(scaling.webhook, found_secret(scaling.webhook_secret_file)))
         case MoreNodes.KUBERNETES:
-            return PoolSource(KubernetesPool.here(scaling.stateful_set), settings.max_nodes, told)
+            return PoolSource(
+                KubernetesPool(scaling.stateful_set, ServiceAccount.of_pod("--more-nodes kubernetes")), settings.max_nodes, told
+            )
         case MoreNodes.RAY:
             if find_spec("ray") is None:
                 raise ConfigError("--more-nodes ray needs Ray, which is not installed; pip install 'shoal[ray]'")

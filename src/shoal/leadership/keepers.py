@@ -15,6 +15,7 @@ from shoal.leadership.clock import elapsed
 from shoal.leadership.etcd_url import EtcdUrl
 from shoal.leadership.lease import DURATION, Lease
 from shoal.security.credentials import Credentials
+from shoal.service_account import ServiceAccount
 from shoal.spelling import suggestion
 
 T = TypeVar("T")
@@ -77,12 +78,13 @@ def lease_of(
 
         return EtcdLease(keeper, cluster, duration, now)
     if isinstance(keeper, KubernetesPlace):
-        from shoal.leadership.kubernetes import KubernetesApi, KubernetesLease
+        from shoal.leadership.kubernetes import KubernetesLease
 
         name = keeper.name or f"shoal-{cluster}"
         if _DNS.fullmatch(name) is None:
             raise ConfigError(f"'{name[:80]}' cannot name a Lease of Kubernetes; write --lease kubernetes://NAMESPACE/NAME")
-        return KubernetesLease(KubernetesApi(), name, keeper.namespace, duration, now)
+        account = ServiceAccount.of_pod("--lease kubernetes", "elsewhere use redis://, etcd:// or witness://")
+        return KubernetesLease(account, name, keeper.namespace, duration, now)
     from shoal.leadership.witness import WitnessLease
 
     return WitnessLease(str(keeper.address), cluster, duration, credentials, now)

@@ -7,67 +7,27 @@ lease is free when the record has not changed for its duration by the observer's
 from __future__ import annotations
 
 import math
-import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 import httpx2 as httpx
 import msgspec
 
-from shoal.address import http_url
-from shoal.config import variable
 from shoal.errors import ConfigError, LeaseUnreachable
 from shoal.leadership.clock import elapsed
 from shoal.leadership.lease import DURATION, Grant, Holder
+from shoal.service_account import ServiceAccount
 
-ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _SHARE = 1 / 4  # of the duration, for an answer
 _API = "coordination.k8s.io/v1"
-
-
-class KubernetesApi:
-    """Where the API server is, and what this pod shows to it. Raises ConfigError outside a pod.
-
-    account: the folder with the service account's token, which is read anew each time because it changes, and the authority
-    """
-
-    def __init__(self, account: Path = ACCOUNT, url: str = "") -> None:
-        host, port = variable("KUBERNETES_SERVICE_HOST"), variable("KUBERNETES_SERVICE_PORT")
-        if not url and not (host and port):
-            raise ConfigError(
-                "--lease kubernetes works in a pod of Kubernetes, and this is none; elsewhere use redis://, etcd:// or witness://"
-            )
-        self.url = url or http_url(host or "", int(port or 443)).replace("http:", "https:")
-        self._account = account
-
-    @property
-    def namespace(self) -> str:
-        return self._read("namespace")
-
-    @property
-    def token(self) -> str:
-        return self._read("token")
-
-    @property
-    def authority(self) -> str:
-        return str(self._account / "ca.crt")
-
-    def _read(self, name: str) -> str:
-        try:
-            return (self._account / name).read_text().strip()
-        except OSError as error:
-            raise ConfigError(
-                f"this pod has no service account ({self._account / name}: {error.strerror}); set automountServiceAccountToken: true"
-            ) from None
 
 
 class KubernetesLease:
     def __init__(
         self,
-        api: KubernetesApi,
+        account: ServiceAccount,
         name: str,
         namespace: str = "",
         duration: float = DURATION,
@@ -76,10 +36,10 @@ class KubernetesLease:
     ) -> None:
         """Nothing is sent yet. namespace: '': the pod's. transport: another than TCP. Raises ConfigError."""
         self.duration = duration
-        self._api, self._now = api, now
-        self._name, self._namespace = name, namespace or api.namespace
-        verify = _context(api.authority) if api.url.startswith("https:") else False
-        self._http = httpx.AsyncClient(base_url=api.url, verify=verify, trust_env=False, timeout=duration * _SHARE, transport=transport)
+        self._account, self._now = account, now
+        self._name, self._namespace = name, namespace or account.namespace
+        verify = account.context() if account.url.startswith("https:") else False
+        self._http = httpx.AsyncClient(base_url=account.url, verify=verify, trust_env=False, timeout=duration * _SHARE, transport=transport)
         self._all = f"/apis/{_API}/namespaces/{self._namespace}/leases"
         self._owner = token_hex(8)
         self._term = self._seen = 0
@@ -167,13 +127,13 @@ class KubernetesLease:
         """None: there is no such Lease, or it has changed. Raises LeaseUnreachable, ConfigError."""
         where = f"the Lease {self._namespace}/{self._name}"
         try:
-            answer = await self._http.request(method, path, json=body, headers={"Authorization": f"Bearer {self._api.token}"})
+            answer = await self._http.request(method, path, json=body, headers={"Authorization": f"Bearer {self._account.token}"})
         except httpx.HTTPError as error:
             raise LeaseUnreachable(where, str(error) or type(error).__name__) from None
         try:
             said = msgspec.json.decode(answer.content, type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise LeaseUnreachable(where, f"what answers at {self._api.url} is not Kubernetes: HTTP {answer.status_code}") from None
+            raise LeaseUnreachable(where, f"what answers at {self._account.url} is not Kubernetes: HTTP {answer.status_code}") from None
         if answer.status_code in (401, 403):
             raise ConfigError(
                 f"Kubernetes does not let this pod use {where} ({said.get('message', 'forbidden')}); give its service account a Role with "
@@ -184,14 +144,6 @@ class KubernetesLease:
         if answer.is_error:
             raise LeaseUnreachable(where, str(said.get("message", f"HTTP {answer.status_code}")))
         return said
-
-
-def _context(authority: str) -> ssl.SSLContext:
-    """Raises ConfigError."""
-    try:
-        return ssl.create_default_context(cafile=authority)
-    except OSError as error:
-        raise ConfigError(f"{authority} cannot be used: {error.strerror or error}") from None
 
 
 def _time() -> str:

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from shoal.leadership import etcd_url
 from shoal.leadership.etcd import EtcdLease
-from shoal.leadership.kubernetes import KubernetesApi, KubernetesLease
+from shoal.leadership.kubernetes import KubernetesLease
 from shoal.leadership.lease import Lease
 from shoal.leadership.ledger import WitnessLedger
 from shoal.leadership.memory import MemoryKeeper, MemoryLease
+from shoal.service_account import ServiceAccount
 from tests.support.elections import FarLease, FarServer, Head, LedgerLease, Net, simulate
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.fake_kubernetes import FakeKubernetes
@@ -60,7 +61,7 @@ class Kubernetes(Memory):
     def __init__(self, folder: Path, now: Now) -> None:
         self._server = FakeKubernetes()
         (folder / "token").write_text(FakeKubernetes.token)
-        self._api = KubernetesApi(folder, "http://10.0.0.9")
+        self._api = ServiceAccount("http://10.0.0.9", folder)
 
     def lease(self, number: int, now: Now, net: Net) -> Lease:
         return KubernetesLease(self._api, "shoal-reef", "default", DURATION, now, FarServer(self._server, net))

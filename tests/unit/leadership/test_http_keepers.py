@@ -13,7 +13,8 @@ import pytest
 from shoal.errors import ConfigError, LeaseUnreachable
 from shoal.leadership import etcd_url
 from shoal.leadership.etcd import EtcdLease
-from shoal.leadership.kubernetes import KubernetesApi, KubernetesLease
+from shoal.leadership.kubernetes import KubernetesLease
+from shoal.service_account import ServiceAccount
 from tests.support.clock import Clock
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.fake_kubernetes import FakeKubernetes
@@ -108,7 +109,7 @@ def test_a_lease_of_kubernetes_is_free_when_the_observer_has_seen_no_change(kube
     """Whatever the times in it say, which another machine's clock wrote."""
 
     async def run() -> None:
-        api, clock = KubernetesApi(tmp_path, kubernetes.url), Clock(1000.0)
+        api, clock = ServiceAccount(kubernetes.url, tmp_path), Clock(1000.0)
         a = KubernetesLease(api, "shoal-reef", "default")
         b = KubernetesLease(api, "shoal-reef", "default", now=clock)
         assert await a.acquire(A) is not None
@@ -149,7 +150,7 @@ class Between(httpx.AsyncBaseTransport):
 def test_of_two_heads_that_see_a_free_lease_of_kubernetes_the_first_to_write_has_it(kubernetes: FakeKubernetes, tmp_path: Path):
     async def run() -> None:
         way, clock = Between(kubernetes), Clock(1000.0)
-        api = KubernetesApi(tmp_path, kubernetes.url)
+        api = ServiceAccount(kubernetes.url, tmp_path)
         a = KubernetesLease(api, "shoal-reef", "default", now=clock, transport=way)
         other = {"holderIdentity": f"{B}_0123456789abcdef", "leaseDurationSeconds": 10, "leaseTransitions": 7}
         made = {"metadata": {"name": "shoal-reef"}, "spec": other}
@@ -179,7 +180,7 @@ def test_of_two_heads_that_see_a_free_lease_of_kubernetes_the_first_to_write_has
 def test_a_grant_of_kubernetes_counts_from_before_it_was_asked_for(kubernetes: FakeKubernetes, tmp_path: Path):
     async def run() -> None:
         way, clock = Between(kubernetes), Clock(1000.0)
-        a = KubernetesLease(KubernetesApi(tmp_path, kubernetes.url), "shoal-reef", "default", now=clock, transport=way)
+        a = KubernetesLease(ServiceAccount(kubernetes.url, tmp_path), "shoal-reef", "default", now=clock, transport=way)
 
         def slowly() -> None:
             clock.now += 2.0
@@ -195,7 +196,7 @@ def test_a_grant_of_kubernetes_counts_from_before_it_was_asked_for(kubernetes: F
 
 def test_labels_that_somebody_adds_stay(kubernetes: FakeKubernetes, tmp_path: Path):
     async def run() -> None:
-        a = KubernetesLease(KubernetesApi(tmp_path, kubernetes.url), "shoal-reef", "default")
+        a = KubernetesLease(ServiceAccount(kubernetes.url, tmp_path), "shoal-reef", "default")
         assert await a.acquire(A) is not None
         kubernetes.leases["shoal-reef"]["metadata"]["labels"] = {"team": "search"}
         assert await a.renew() is not None
@@ -207,7 +208,7 @@ def test_labels_that_somebody_adds_stay(kubernetes: FakeKubernetes, tmp_path: Pa
 
 def test_a_service_account_that_may_not_is_told_what_it_needs(kubernetes: FakeKubernetes, tmp_path: Path):
     async def run() -> None:
-        a = KubernetesLease(KubernetesApi(tmp_path, kubernetes.url), "shoal-reef", "default")
+        a = KubernetesLease(ServiceAccount(kubernetes.url, tmp_path), "shoal-reef", "default")
         (tmp_path / "token").write_text("another token")
         with pytest.raises(ConfigError, match="get, create and update on leases of coordination"):
             await a.acquire(A)
@@ -220,4 +221,4 @@ def test_a_service_account_that_may_not_is_told_what_it_needs(kubernetes: FakeKu
 
 def test_a_pod_without_a_service_account_is_told(tmp_path: Path):
     with pytest.raises(ConfigError, match="automountServiceAccountToken"):
-        KubernetesLease(KubernetesApi(tmp_path, "http://127.0.0.1:1"), "shoal-reef")
+        KubernetesLease(ServiceAccount("http://127.0.0.1:1", tmp_path), "shoal-reef")

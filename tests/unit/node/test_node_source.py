@@ -18,6 +18,7 @@ from shoal.errors import ClusterError, ConfigError
 from shoal.node.kubernetes_pool import KubernetesPool
 from shoal.node.node_source import PoolSource
 from shoal.node.ray_pool import RayPool
+from shoal.service_account import ServiceAccount
 from shoal.serving.webhook import NodeWish
 from shoal.testing.clock import SimulatedLoop
 from tests.support.kubernetes_api import KubernetesApi, kubernetes_api
@@ -116,7 +117,7 @@ def test_a_pool_that_fails_is_asked_again_and_says_why() -> None:
 def asked_of(api: KubernetesApi, nodes: int) -> str:
     async def go() -> str:
         async with kubernetes_api(api):
-            return await KubernetesPool("sea-nodes", api.url, api.account).at_least(nodes)
+            return await KubernetesPool("sea-nodes", ServiceAccount(api.url, api.account)).at_least(nodes)
 
     return asyncio.run(go())
 
@@ -144,7 +145,7 @@ def test_a_token_that_was_renewed_is_read_again(tmp_path: Path) -> None:
     async def go() -> None:
         api = KubernetesApi(tmp_path)
         async with kubernetes_api(api):
-            pool = KubernetesPool("sea-nodes", api.url, api.account)
+            pool = KubernetesPool("sea-nodes", ServiceAccount(api.url, api.account))
             api.renew("second")
             await pool.at_least(3)
         assert api.requests[0].headers["authorization"] == "Bearer second"
@@ -163,7 +164,7 @@ def test_a_server_with_another_certificate_learns_no_token(tmp_path: Path) -> No
         api, other = KubernetesApi(tmp_path / "a"), KubernetesApi(tmp_path / "b")
         async with kubernetes_api(api):
             with pytest.raises(ClusterError, match=r"does not answer: .*certificate"):
-                await KubernetesPool("sea-nodes", api.url, other.account).at_least(3)
+                await KubernetesPool("sea-nodes", ServiceAccount(api.url, other.account)).at_least(3)
         assert not api.requests
 
     asyncio.run(go())
@@ -172,13 +173,13 @@ def test_a_server_with_another_certificate_learns_no_token(tmp_path: Path) -> No
 def test_it_works_in_a_pod_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(ConfigError, match="works in a pod"):
-        KubernetesPool.here("sea-nodes")
+        ServiceAccount.of_pod("--more-nodes kubernetes")
     with pytest.raises(ConfigError, match=r"cannot read .*namespace, which a pod"):
-        KubernetesPool("sea-nodes", "https://127.0.0.1:1", tmp_path)
+        KubernetesPool("sea-nodes", ServiceAccount("https://127.0.0.1:1", tmp_path))
 
 
 def test_nodes_of_the_set_are_those_that_are_named_after_its_pods(tmp_path: Path) -> None:
-    pool = KubernetesPool("sea-nodes", "https://127.0.0.1:1", KubernetesApi(tmp_path).account)
+    pool = KubernetesPool("sea-nodes", ServiceAccount("https://127.0.0.1:1", KubernetesApi(tmp_path).account))
     assert pool.count(["sea-nodes-0", "sea-nodes-12", "sea-nodes-x", "sea-nodes", "other-0", "a-sea-nodes-1"]) == 2
 
 
