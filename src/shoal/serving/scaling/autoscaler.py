@@ -141,6 +141,8 @@ def _reason(load: ModelLoad, aim: Aim, demand: ReplicaDemand, settings: ScalingS
         return f"{said}: the work of {demand.replicas:.1f} replicas at most, and there are {load.kept}"
     if not load.kept:
         return "nobody asks for it"
+    if any(hold.kind == "maximum" for hold in aim.holds):
+        return f"{said}: the work of {demand.replicas:.1f} replicas, and there are {load.kept}"
     return f"{said}: {_replicas(load.kept)} will do"
 
 

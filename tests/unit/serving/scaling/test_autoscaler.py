@@ -32,6 +32,13 @@ def test_a_queue_asks_for_more_and_the_plan_has_the_nodes() -> None:
     assert [(s.name, s.figure, s.target, s.replicas) for s in told.signals if s.name == "queue"] == [("queue", 6.0, 4.0, 3.0)]
 
 
+def test_a_load_for_which_there_may_be_no_more_is_not_said_to_be_content() -> None:
+    told = only(planned(Autoscaler(targets(replicas_max=2)), [with_load(CALM, waiting=12)], MANY))
+    assert (told.planned, told.actions) == (2, ())
+    assert told.reason == "6.0 requests wait per replica, target 4: the work of 3.0 replicas, and there are 2"
+    assert [hold.words for hold in told.holds] == ["the load asks for 3, --replicas-max is 2"]
+
+
 @pytest.mark.parametrize(
     ("seconds", "waiting", "utilisation", "wanted"),
     [(3.0, 0, 0.5, 3), (3.0, 0, 0.1, 2), (3.0, 1, 0.1, 3), (9.0, 0, 0.5, 3), (1.5, 0, 0.4, 2), (0.5, 0, 0.4, 2)],
