@@ -18,6 +18,7 @@ from shoal.cli.options import sections
 from shoal.cli.systemd_unit import JOIN_STOPS, stops_after
 from shoal.config import ApiSettings, HeadSettings
 from shoal.config_file import read
+from shoal.leadership.keepers import KubernetesPlace, parse
 from shoal.service_account import ACCOUNT
 from tests.support.charts import CHART, Manifest, helm, manifests, of_kind, only, option, rendered, tool, workloads
 
@@ -41,6 +42,8 @@ POOLS: dict[str, Any] = {
     "head": {
         "settings": {"kv-type": "fp32", "context": 4096, "prefix-cache": False, "keep-alive": 12.5},
         "minNodes": 3,
+        "replicas": 2,
+        "leaseSeconds": 6,
         "storage": {"storageClass": "fast"},
         "tolerations": [{"key": "head", "operator": "Exists"}],
         "extraEnv": [{"name": "HF_TOKEN_PATH", "value": "/etc/hub/token"}],
@@ -158,6 +161,8 @@ def test_what_the_chart_sets_nobody_sets_again(made: list[Manifest]) -> None:
         ({"gateways": {"enabled": True, "autoscaling": {"enabled": True, "cpu": 0}}}, "cpu, sequences or both"),
         ({"gateways": {"enabled": True, "autoscaling": {"enabled": True, "minReplicas": 9}}}, "minReplicas is more than maxReplicas"),
         ({"gateways": {"settings": {"port": 1}}}, "/gateways/settings"),
+        ({"head": {"replicas": 0}}, "/head/replicas"),
+        ({"head": {"settings": {"lease": "redis://r"}}}, "/head/settings"),
     ],
     ids=str,
 )
@@ -229,6 +234,10 @@ def is_head(workload: Manifest) -> bool:
     return command(workload) == "serve"
 
 
+def heads(made: list[Manifest]) -> Manifest:
+    return only([one for one in workloads(made).values() if is_head(one)])
+
+
 def gateways(made: list[Manifest]) -> list[Manifest]:
     return [one for one in workloads(made).values() if command(one) == "gateway"]
 
@@ -255,7 +264,12 @@ def test_each_part_finds_the_others(made: list[Manifest]) -> None:
     assert control["spec"]["publishNotReadyAddresses"], "a head that waits for nodes is not ready"
     for workload in workloads(made).values():
         container = only(workload["spec"]["template"]["spec"]["containers"])
-        if container["args"][0] != "serve":
+        port = control["spec"]["ports"][0]["port"]
+        if container["args"][0] == "gateway":
+            assert [word for word in container["args"][1:] if not word.startswith("--")] == [
+                f"sea-shoal-head-{i}.sea-shoal-control:{port}" for i in range(heads(made)["spec"]["replicas"])
+            ]
+        if container["args"][0] == "join":
             assert container["args"][1] == f"sea-shoal-control:{control['spec']['ports'][0]['port']}"
     for ingress in of_kind(made, "Ingress").values():
         backend = ingress["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
@@ -292,7 +306,8 @@ def test_the_network_opens_the_ports_of_the_settings_and_no_other(made: list[Man
 
     assert selected(made, policies["sea-shoal-head"]["spec"]["podSelector"]["matchLabels"]) == [head]
     doors = [({control, int(option(arguments, "gateway-port"))}, gateways(made))] if gateways(made) else []
-    assert into("sea-shoal-head") == [({api}, None), ({control, results}, nodes), *doors]
+    followers = [({control}, [head])] if head["spec"]["replicas"] > 1 else []
+    assert into("sea-shoal-head") == [({api}, None), ({control, results}, nodes), *followers, *doors]
     for gateway in gateways(made):
         policy = policies["sea-shoal-gateways"]["spec"]
         assert selected(made, policy["podSelector"]["matchLabels"]) == [gateway]
@@ -324,7 +339,8 @@ def test_the_head_may_scale_one_set_of_nodes_and_only_if_it_is_to(made: list[Man
     )
     target = option(arguments, "stateful-set")
     assert workloads(made)[target]["kind"] == "StatefulSet" and not is_head(workloads(made)[target])
-    by_kind = {kind: only([*of_kind(made, kind).values()]) for kind in ("ServiceAccount", "Role", "RoleBinding")}
+    by_kind = {kind: of_kind(made, kind)["sea-shoal-head-scale"] for kind in ("Role", "RoleBinding")}
+    by_kind["ServiceAccount"] = only([*of_kind(made, "ServiceAccount").values()])
     assert only(by_kind["Role"]["rules"]) == {
         "apiGroups": ["apps"], "resources": ["statefulsets/scale"], "resourceNames": [target], "verbs": ["get", "patch"]
     }  # fmt: skip
@@ -336,6 +352,24 @@ def test_the_head_may_scale_one_set_of_nodes_and_only_if_it_is_to(made: list[Man
     assert str(ACCOUNT) in mounts["head"] and str(ACCOUNT) not in mounts["keys"]
     files = next(volume["projected"]["sources"] for volume in head["volumes"] if volume["name"] == "account")
     assert {path for source in files for path in _paths(source)} == {"token", "ca.crt", "namespace"}
+
+
+def test_several_heads_have_a_lease_that_their_account_may_hold(made: list[Manifest]) -> None:
+    head = heads(made)
+    spec = head["spec"]["template"]["spec"]
+    arguments = only(spec["containers"])["args"]
+    if head["spec"]["replicas"] == 1:
+        assert not [word for word in arguments if word.startswith("--lease")] and "sea-shoal-head-lease" not in of_kind(made, "Role")
+        return
+    keeper = parse(option(arguments, "lease"))
+    assert isinstance(keeper, KubernetesPlace) and keeper.namespace == "deep" and option(arguments, "lease-seconds") == "6"
+    found, new = of_kind(made, "Role")["sea-shoal-head-lease"]["rules"]
+    assert (found["resourceNames"], found["verbs"], new["verbs"]) == ([keeper.name], ["get", "update"], ["create"])
+    assert {found["apiGroups"][0], found["resources"][0]} == {"coordination.k8s.io", "leases"}
+    binding = of_kind(made, "RoleBinding")["sea-shoal-head-lease"]
+    assert only(binding["subjects"])["name"] == spec["serviceAccountName"] == only([*of_kind(made, "ServiceAccount")])
+    # A standby is never ready: nothing may wait for that.
+    assert (head["spec"]["podManagementPolicy"], head["spec"]["updateStrategy"]) == ("Parallel", {"type": "OnDelete"})
 
 
 def _paths(source: dict[str, Any]) -> list[str]:
