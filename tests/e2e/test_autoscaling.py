@@ -292,7 +292,7 @@ def test_requests_are_kept_for_the_forecast(made: Cluster, tmp_path: Path) -> No
             ["--replicas-max", "2", "--more-nodes", "webhook", "--webhook", "http://127.0.0.1:9/x"],
             "webhooks are signed: give --webhook-secret-file FILE",
         ),
-        (["--replicas-max", "2", "--more-nodes", "kubernetes", "--stateful-set", "x"], "works in a pod of a Kubernetes cluster alone"),
+        (["--replicas-max", "2", "--more-nodes", "kubernetes", "--stateful-set", "x"], "works in a pod of Kubernetes alone"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(made: Cluster, flags: list[str], why: str) -> None:

@@ -39,6 +39,7 @@ class Candidate:
         """Share of the lease's duration between two attempts to get it: less when the head that had it seems to be lost."""
         self._margin = lease.duration * MARGIN if margin is None else margin
         self._grant: Grant | None = None
+        self._resignations = 0
         self._asking: set[asyncio.Task[Any]] = set()
         """Requests that are under way, or were given up and are not over yet."""
 
@@ -56,8 +57,11 @@ class Candidate:
         """Returns when this head holds the lease, however long that takes. Raises ConfigError if the keeper will never grant it."""
         lost = False
         while True:
+            resignations = self._resignations
             try:
                 grant = await self._answer(self.lease.acquire(self.address))
+                if self._resignations > resignations:  # what was granted may be released by now, and another head's
+                    grant = None
                 if lost:
                     log.warning("the lease's keeper answers again")
                     lost = False
@@ -105,6 +109,7 @@ class Candidate:
     async def resign(self) -> None:
         """Leads no longer, and lets another head have the lease at once. Raises LeaseUnreachable: then it ends by itself."""
         self._grant = None
+        self._resignations += 1
         await self._answer(self.lease.release())
 
     async def close(self) -> None:

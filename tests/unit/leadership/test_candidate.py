@@ -204,6 +204,34 @@ def test_resigning_without_the_keeper_says_so_and_ends_it_all_the_same():
     in_place(scenario)
 
 
+def test_who_resigns_does_not_lead_by_what_it_had_asked_for_before():
+    """The keeper has granted it and heard of the resignation when the answer comes: by then another head may lead."""
+
+    async def scenario(place: Place) -> None:
+        lease = place.lease()
+        first, second = Candidate(lease, "10.0.0.1:7420", place.now, Random(7)), place.candidate("10.0.0.2:7420")
+        plain = lease.acquire
+
+        async def slow(address: str) -> Grant | None:
+            grant = await plain(address)
+            await asyncio.sleep(1)
+            return grant
+
+        lease.acquire = slow
+        leading = asyncio.ensure_future(first.lead())
+        await asyncio.sleep(0.5)
+        await first.resign()
+        assert (await second.lead()).term == 2
+        keeping = asyncio.ensure_future(second.until_lost())
+        await asyncio.sleep(2 * DURATION)
+        assert not leading.done() and not first.leads(place.now()) and second.leads(place.now())
+        await second.resign()
+        assert (await leading).term == 3
+        await keeping
+
+    in_place(scenario)
+
+
 def test_close_ends_the_requests_under_way():
     async def scenario(place: Place) -> None:
         lease = place.lease()

@@ -91,8 +91,18 @@ async def _election(folder: Path, kind: type[Memory], rng: Random, count: int, l
             return keeper.lease(number, now, net)
 
         heads.append(Head(number, lease, rng, rng.uniform(-1e6, 1e6), rng.uniform(0.96, 1.04), heads))
+    try:
+        await _disturbed(keeper, nets, heads, rng)
+    finally:
+        for head in heads:
+            head.stop.running.set()  # what is stopped cannot be cancelled
+            head.task.cancel()
+        await asyncio.gather(*(head.task for head in heads), return_exceptions=True)
+
+
+async def _disturbed(keeper: Memory, nets: list[Net], heads: list[Head], rng: Random) -> None:
     for _ in range(rng.randint(5, 30)):
-        number = rng.randrange(count)
+        number = rng.randrange(len(heads))
         if rng.random() < 0.5:  # what matters happens to the one that leads
             number = next((i for i, head in enumerate(heads) if head.leads), number)
         match rng.randrange(9):
@@ -118,9 +128,6 @@ async def _election(folder: Path, kind: type[Memory], rng: Random, count: int, l
         net.cut, net.loss, net.delay = False, 0.0, 0.01
     await _watched(heads, 4 * DURATION)
     assert [head.name for head in heads if head.leads] != []
-    for head in heads:
-        head.task.cancel()
-    await asyncio.gather(*(head.task for head in heads), return_exceptions=True)
 
 
 @pytest.mark.parametrize("keeper", [Memory, Witness, Etcd])
