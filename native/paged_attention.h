@@ -11,13 +11,7 @@ namespace SHOAL_ISA {
 namespace {
 
 // Queries that are attended together: as many as the registers hold.
-#if defined(__AVX512F__)
-constexpr int kQueries = 6;
-#elif defined(__AVX2__)
-constexpr int kQueries = 3;
-#else
-constexpr int kQueries = 2;
-#endif
+constexpr int kQueries = SHOAL_REGISTERS == 32 ? 6 : SHOAL_LANES == 8 ? 3 : 2;
 
 inline uint16_t to_bf16(float f) {  // to nearest even; a NaN stays one
   uint32_t bits;

@@ -14,15 +14,16 @@ inline void finish(V acc, const float* bias, bool add, float* out) {
 }
 
 // The output rows [lane, lane + L) of a panel, for R rows of x. Weights are stored as described in matrix.h: for each block of 32 inputs,
-// groups of 4 consecutive inputs of every output row of the panel, so that one load and one dot4 advance L output rows by 4 inputs. With
-// 4 bits a byte holds two weights, of inputs i and i + 16 of the block; `low` and `high` are the matching inputs.
+// groups of 4 consecutive inputs of every output row of the panel, so that one load and one dot product advance L output rows by 4 inputs.
+// With 4 bits a byte holds two weights, of inputs i and i + 16 of the block.
 template <int R, int bits, Offset offset, bool has_table = false>
 void gemm_quantised(const Matrix& w, int64_t p, int64_t lane, const Activations& x, int64_t row, const float* bias, bool add,
                     float* out, int64_t stride) {
   const int64_t blocks = w.blocks();
   const uint8_t* data = w.panel(p) + lane * 4;
   const uint16_t *scales = w.scales(p) + lane, *offsets = offset != Offset::None ? w.offsets(p) + lane : nullptr;
-  const Table table(w.table);
+  const B table = operand_table(w.table);
+  constexpr int64_t kBlockBytes = bits == 4 ? 256 : 512;
   const int8_t* q[R];
   const float* scale[R];
   const int32_t* sum[R];
@@ -35,8 +36,7 @@ void gemm_quantised(const Matrix& w, int64_t p, int64_t lane, const Activations&
   const int32_t zero = has_table ? kRaised : w.zero - (bits == 8 ? kTaken : 0);
   for (int64_t b = 0; b < blocks; ++b) {
     if (row == 0) {  // the first rows wait for memory: prefetch well ahead, into the next panels too (+15 to 25 % on Zen 4)
-      constexpr int64_t size = bits == 4 ? 256 : 512;
-      for (int64_t i = 0; i < size; i += 64) __builtin_prefetch(data + b * size + 8192 + i, 0, 2);
+      for (int64_t i = 0; i < kBlockBytes; i += 64) __builtin_prefetch(data + b * kBlockBytes + 8192 + i, 0, 2);
     }
     I dots[R];
     if (offset == Offset::Zero) {
@@ -45,29 +45,9 @@ void gemm_quantised(const Matrix& w, int64_t p, int64_t lane, const Activations&
     } else {
       for (int r = 0; r < R; ++r) dots[r] = I{} - zero * sum[r][b];
     }
-    if (bits == 4) {
-      for (int g = 0; g < 4; ++g) {
-        for (int r = 0; r < R; ++r) {
-          int32_t low, high;
-          std::memcpy(&low, q[r] + b * 32 + g * 4, 4), std::memcpy(&high, q[r] + b * 32 + 16 + g * 4, 4);
-          if (has_table) {
-            dots[r] = dot4_table(dots[r], data + b * 256 + g * 64, low, 0, table);
-            dots[r] = dot4_table(dots[r], data + b * 256 + g * 64, high, 4, table);
-          } else {
-            dots[r] = dot4<4>(dots[r], data + b * 256 + g * 64, low, 0);
-            dots[r] = dot4<4>(dots[r], data + b * 256 + g * 64, high, 4);
-          }
-        }
-      }
-    } else {
-      for (int g = 0; g < 8; ++g) {
-        for (int r = 0; r < R; ++r) {
-          int32_t four;
-          std::memcpy(&four, q[r] + b * 32 + g * 4, 4);
-          dots[r] = dot4<8>(dots[r], data + b * 512 + g * 64, four, 0);
-        }
-      }
-    }
+    const int8_t* inputs[R];
+    for (int r = 0; r < R; ++r) inputs[r] = q[r] + b * kBlock;
+    block_dots<R>(dots, Operands<bits, has_table>{data + b * kBlockBytes, table}, inputs);
     const V s = halves(scales + b * kPanel);
     for (int r = 0; r < R; ++r) acc[r] += __builtin_convertvector(dots[r], V) * (s * scale[r][b]);
     if (offset == Offset::Minimum) {
@@ -118,32 +98,23 @@ void gemm_rows(const Matrix& w, int64_t p, const Activations& x, int64_t row, co
 }
 
 // Rows of x that are multiplied together: as many as the registers hold.
-#if defined(__AVX512F__)
-constexpr int kRows = 8;
-#elif defined(__AVX2__)
-constexpr int kRows = 4;
-#else
-constexpr int kRows = 2;
-#endif
+constexpr int kRows = SHOAL_REGISTERS == 32 ? 8 : SHOAL_LANES == 8 ? 4 : 2;
+
+// The last rows: an expert's are few, and of any number.
+template <int R>
+void gemm_rest(int64_t count, const Matrix& w, int64_t p, const Activations& x, int64_t row, const float* bias, bool add, float* out,
+               int64_t stride) {
+  if constexpr (R > 0) {
+    if (count == R) return gemm_rows<R>(w, p, x, row, bias, add, out, stride);
+    gemm_rest<R - 1>(count, w, p, x, row, bias, add, out, stride);
+  }
+}
 
 void gemm(const Matrix& w, int64_t p, const Activations& x, int64_t first, int64_t end, const float* bias, bool add,
           float* out, int64_t stride) {
   int64_t row = first;
   for (; row + kRows <= end; row += kRows) gemm_rows<kRows>(w, p, x, row, bias, add, out, stride);
-  switch (end - row) {  // an expert's rows are few, and of any number
-#if defined(__AVX512F__)
-    case 7: return gemm_rows<7>(w, p, x, row, bias, add, out, stride);
-    case 6: return gemm_rows<6>(w, p, x, row, bias, add, out, stride);
-    case 5: return gemm_rows<5>(w, p, x, row, bias, add, out, stride);
-    case 4: return gemm_rows<4>(w, p, x, row, bias, add, out, stride);
-#endif
-#if defined(__AVX2__)
-    case 3: return gemm_rows<3>(w, p, x, row, bias, add, out, stride);
-    case 2: return gemm_rows<2>(w, p, x, row, bias, add, out, stride);
-#endif
-    case 1: return gemm_rows<1>(w, p, x, row, bias, add, out, stride);
-    default: return;
-  }
+  gemm_rest<kRows - 1>(end - row, w, p, x, row, bias, add, out, stride);
 }
 
 }  // namespace

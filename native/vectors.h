@@ -3,24 +3,33 @@
 #pragma once
 
 #include <cstdint>
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
-#elif defined(__ARM_FEATURE_DOTPROD)
+#elif defined(__aarch64__)
 #include <arm_neon.h>
+#endif
+
+// SHOAL_LANES: of a vector: as many as the widest register has, so that no vector is split and spilled. SHOAL_REGISTERS: how many vectors
+// there are. SHOAL_VNNI256 is set for AVX-VNNI, also where the same instruction is compiled in the encoding of AVX-512.
+#if defined(__AVX512F__) && !defined(SHOAL_VNNI256)
+#define SHOAL_LANES 16
+#define SHOAL_REGISTERS 32
+#elif defined(__AVX2__)
+#define SHOAL_LANES 8
+#define SHOAL_REGISTERS 16
+#elif defined(__aarch64__)
+#define SHOAL_LANES 4
+#define SHOAL_REGISTERS 32
+#else
+#define SHOAL_LANES 4
+#define SHOAL_REGISTERS 16
 #endif
 
 namespace shoal {
 namespace SHOAL_ISA {
 namespace {
 
-// Lanes of a vector: as many as the widest register has, so that no vector is split and spilled.
-#if defined(__AVX512F__)
-constexpr int L = 16;
-#elif defined(__AVX2__)
-constexpr int L = 8;
-#else
-constexpr int L = 4;
-#endif
+constexpr int L = SHOAL_LANES;
 typedef float V __attribute__((vector_size(4 * L)));
 typedef int32_t I __attribute__((vector_size(4 * L)));
 typedef uint32_t U __attribute__((vector_size(4 * L)));
@@ -38,6 +47,35 @@ inline float sum_of(V v) {  // pairwise, in a fixed order
     for (int i = 0; i < n; ++i) a[i] += a[i + n];
   }
   return a[0];
+}
+
+inline int32_t sum_of(I v) {
+#if SHOAL_LANES == 16
+  return _mm512_reduce_add_epi32(reinterpret_cast<__m512i>(v));
+#elif SHOAL_LANES == 8
+  const __m256i all = reinterpret_cast<__m256i>(v);
+  __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  sums = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0xb1)));
+#elif defined(__aarch64__)
+  return vaddvq_s32(reinterpret_cast<int32x4_t>(v));
+#else
+  return v[0] + v[1] + v[2] + v[3];
+#endif
+}
+
+// The low byte of each.
+inline void keep_bytes(int8_t* p, I v) {
+#if SHOAL_LANES == 16
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(v)));
+#elif SHOAL_LANES == 8
+  const __m256i first = _mm256_setr_epi32(0x0c080400, 0, 0, 0, 0x0c080400, 0, 0, 0);
+  const __m256i bytes = _mm256_shuffle_epi8(reinterpret_cast<__m256i>(v), first);
+  const __m128i low = _mm256_castsi256_si128(bytes), high = _mm256_extracti128_si256(bytes, 1);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_unpacklo_epi32(low, high));
+#else
+  for (int lane = 0; lane < L; ++lane) p[lane] = static_cast<int8_t>(v[lane]);
+#endif
 }
 
 inline float max_of(V v) {
@@ -72,9 +110,9 @@ inline V exp_of(V x) {
 }
 
 inline V halves(const uint16_t* p) {
-#if defined(__AVX512F__)
+#if SHOAL_LANES == 16
   return reinterpret_cast<V>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
-#elif defined(__AVX2__)
+#elif SHOAL_LANES == 8
   return reinterpret_cast<V>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #else
   // Moves the half's bits into place; a multiplication by 2^112 corrects the exponent, including subnormals.

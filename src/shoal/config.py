@@ -20,6 +20,7 @@ from shoal.address import is_loopback, is_wildcard, parse_address, parse_host
 from shoal.allowance import processors
 from shoal.errors import ConfigError, ContradictorySettings
 from shoal.folders import cache_dir, data_dir, state_dir, user_path
+from shoal.native import INSTRUCTION_SETS
 
 
 class Precision(enum.StrEnum):
@@ -191,7 +192,9 @@ class NodeSettings(Settings):
         "Folder for the weights of models that are larger than memory, as they are executed; empty: in shoal's cache; none: refuse them.",
     )
     patience: float = setting(600.0, "Seconds to look for the head after losing it; 0: exit at once.", low=0, high=1e6)
-    isa: str = setting("", "Instruction set of the kernels: avx512, avx2 or portable; empty: the best one.")
+    isa: str = setting(
+        "", "Instruction set of the kernels: avx512, avxvnni or avx2; i8mm or dotprod on Arm; portable; empty: the best one."
+    )
 
     def check(self) -> None:
         if self.bind:
@@ -199,8 +202,8 @@ class NodeSettings(Settings):
         for size in (self.memory, self.journal, self.journal_disk):
             if size:
                 parse_bytes(size)
-        if self.isa not in ("", "avx512", "avx2", "portable"):
-            raise ConfigError(f"--isa is avx512, avx2 or portable, not '{self.isa}'")
+        if self.isa not in ("", *INSTRUCTION_SETS):
+            raise ConfigError(f"--isa is one of {', '.join(INSTRUCTION_SETS)}, not '{self.isa}'")
 
     @property
     def compute_threads(self) -> int:

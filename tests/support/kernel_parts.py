@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shoal.native import BLOCK_TOKENS, kernels
+from shoal.native import BLOCK_TOKENS, INSTRUCTION_SETS, kernels
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -21,7 +21,7 @@ compiled = pytest.mark.skipif(module is None, reason="the kernels are not compil
 def _sets() -> list[str]:
     """Instruction sets that this machine has."""
     out: list[str] = []
-    for name in ("portable", "avx2", "avx512", "dotprod"):
+    for name in INSTRUCTION_SETS:
         try:
             module.isa(name)
         except ValueError:

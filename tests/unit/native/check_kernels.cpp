@@ -159,6 +159,36 @@ void check_gemm(const Kernels& kernels, const Format& format) {
   }
 }
 
+// Weights and inputs that are as large as they can be, of like and of unlike signs: sums of pairs of products in 16 bits would overflow.
+void check_extremes(const Kernels& kernels, const Format& format) {
+  if (std::string(format.name) == "f32") return;
+  const int64_t n = 32, k = 256, rows = 5;
+  std::vector<uint8_t> raw = stored(format, n, k);
+  const int64_t header = format.block == 256 ? 16 : format.block_bytes == 17 ? 1 : format.block_bytes % 4 ? 2 : 4;
+  const bool last = std::string(format.name) == "q6_k";  // whose scale is at the end
+  std::mt19937 bits(17);
+  const uint8_t most[] = {0x00, 0xff, 0x80, 0x7f, 0xf0, 0x0f, 0x88};
+  for (size_t i = 0; i < raw.size(); ++i) {
+    const int64_t at = int64_t(i) % format.block_bytes;
+    if (last ? at < 192 : at >= header) raw[i] = i / size_t(format.block_bytes) % 2 ? most[bits() % 7] : most[i / size_t(format.block_bytes) / 2 % 7];
+  }
+  const auto m = pack(format.name, format.target, raw.data(), static_cast<int64_t>(raw.size()) / n, n, k, nullptr);
+  Inputs in(kernels, rows, k);
+  for (int64_t i = 0; i < rows * k; ++i) in.x[size_t(i)] = i / k == 0 ? 1.0f : i / k == 1 ? -1.0f : bits() % 2 ? 1.0f : -1.0f;
+  for (int64_t r = 0; r < rows; ++r) {
+    kernels.quantise(&in.x[size_t(r * k)], k, &in.q[size_t(r * k)], &in.scale[size_t(r * k / kBlock)], &in.sum[size_t(r * k / kBlock)]);
+  }
+  std::vector<float> out(size_t(rows * n));
+  for (int64_t p = 0; p < m->panels(); ++p) kernels.gemm(*m, p, in.all(), 0, rows, nullptr, false, &out[size_t(p * kPanel)], n);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t o = 0; o < n; ++o) {
+      double sum = 0, size = 0;
+      for (int64_t i = 0; i < k; ++i) sum += weight(*m, o, i) * in.at(r * k + i, true), size += std::fabs(weight(*m, o, i));
+      check(std::fabs(out[size_t(r * n + o)] - sum) <= 1e-5 * size + 1e-6, std::string("a product of extremes with ") + format.name);
+    }
+  }
+}
+
 // What runs over a row
 
 void check_rows(const Kernels& kernels) {
@@ -384,7 +414,7 @@ int main(int count, char** names) {
     try {
       const Kernels& kernels = choose(where);
       check_quantise(kernels);
-      for (const Format& format : kFormats) check_gemm(kernels, format);
+      for (const Format& format : kFormats) check_gemm(kernels, format), check_extremes(kernels, format);
       check_rows(kernels);
       check_sums(kernels);
       for (bool bf16 : {false, true}) {

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from shoal.native import instruction_set, kernels
+from tests.support.kernel_parts import ISAS
 
 pytestmark = pytest.mark.slow
 
@@ -53,14 +54,22 @@ def best(command: list[str], *sets: str) -> str:
 
 
 @needs("cmake", ARM_COMPILER, "qemu-aarch64")
-@pytest.mark.parametrize(("processor", "sets"), [("cortex-a53", ["portable"]), ("cortex-a76", ["portable", "dotprod"])])
+@pytest.mark.parametrize(
+    ("processor", "sets"),
+    [
+        ("cortex-a53", ["portable"]),
+        ("cortex-a76", ["portable", "dotprod"]),
+        ("max", ["portable", "dotprod", "i8mm"]),
+    ],
+)
 def test_arm(for_arm: str, processor: str, sets: list[str]) -> None:
     assert best(["qemu-aarch64", "-cpu", processor, for_arm], *sets) == sets[-1]
 
 
 @needs("cmake", ARM_COMPILER, "qemu-aarch64")
-def test_what_a_processor_lacks_is_not_run(for_arm: str) -> None:
-    done = subprocess.run(["qemu-aarch64", "-cpu", "cortex-a53", for_arm, "dotprod"], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(("processor", "lacking"), [("cortex-a53", "dotprod"), ("cortex-a76", "i8mm")])
+def test_what_a_processor_lacks_is_not_run(for_arm: str, processor: str, lacking: str) -> None:
+    done = subprocess.run(["qemu-aarch64", "-cpu", processor, for_arm, lacking], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "this processor lacks it" in done.stderr
 
@@ -77,3 +86,10 @@ def test_an_older_x86(for_here: str, processor: str, chosen: str) -> None:
 def test_this_machine(for_here: str) -> None:
     own = str(instruction_set())
     assert best([for_here], *{"portable", own}) == own
+
+
+@needs("cmake")
+@pytest.mark.skipif("avx512" not in ISAS, reason="this machine has no AVX-512")
+def test_avx_vnni_as_avx512_encodes_it(for_here: str) -> None:
+    """The same instructions in another encoding: for machines that do not have AVX-VNNI itself."""
+    best([for_here], "avxvnni_evex")
