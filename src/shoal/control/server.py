@@ -14,9 +14,18 @@ import structlog
 
 from shoal.address import is_wildcard, join_host_port, listening_socket, parse_host
 from shoal.control.channel import OPTIONS, SERVICE
-from shoal.control.messages import ClusterDescription, DescribeRequest, DismissAnswer, DismissRequest, Follow, HeadMessage, NodeMessage
+from shoal.control.messages import (
+    ClusterDescription,
+    Copied,
+    DescribeRequest,
+    DismissAnswer,
+    DismissRequest,
+    Follow,
+    HeadMessage,
+    NodeMessage,
+)
 from shoal.control.protobuf import decode_node_message, decoder, encode, encode_head_message
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, RemoteProtocolError
 from shoal.security.certificates import Role, role_of
 from shoal.security.credentials import Credentials
 
@@ -114,7 +123,7 @@ class ControlServer:
     ) -> AsyncIterator[HeadMessage]:
         if (first := await anext(aiter(incoming), None)) is None:
             return
-        wanted = Role.HEAD if isinstance(first, Follow) else Role.NODE
+        wanted = _speaker(first)
         if self._credentials is not None and _role(context) is not wanted:
             how = "pair with `shoal serve --standby`" if wanted is Role.HEAD else "pair with `shoal join`"
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"its certificate is not a {wanted.value}'s; {how}")
@@ -130,15 +139,21 @@ class ControlServer:
             (outcome,) = await asyncio.gather(hearing, return_exceptions=True)
             self._conversations.discard(conversation)
             attendant.hung_up(conversation)
-            if isinstance(outcome, Exception) and not isinstance(outcome, grpc.aio.UsageError):
+            if isinstance(outcome, Exception) and not isinstance(outcome, grpc.aio.UsageError | RemoteProtocolError):
                 log.error("a node's message could not be handled", host=conversation.host, exc_info=outcome)
+        if isinstance(outcome, RemoteProtocolError):
+            log.warning("hung up on a client", host=conversation.host, reason=str(outcome))
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(outcome))
 
     async def _hear(
         self, attendant: Attendant, conversation: NodeConnection, first: NodeMessage, incoming: AsyncIterator[NodeMessage]
     ) -> None:
+        speaker = _speaker(first)  # whose certificate was checked
         try:
             attendant.heard(conversation, first)
             async for message in incoming:
+                if _speaker(message) is not speaker:
+                    raise RemoteProtocolError(f"a {speaker.value} does not send {type(message).__name__}")
                 attendant.heard(conversation, message)
         finally:
             conversation.end()
@@ -150,6 +165,11 @@ class ControlServer:
         if self._credentials is not None and _role(context) is not Role.HEAD:
             return DismissAnswer(message="only the head's machine may send nodes away; ask there")
         return self._attendant.dismiss(request)
+
+
+def _speaker(message: NodeMessage) -> Role:
+    """What a client must be to send a message."""
+    return Role.HEAD if isinstance(message, Follow | Copied) else Role.NODE
 
 
 def _role(context: grpc.aio.ServicerContext[Any, Any]) -> Role | None:

@@ -232,7 +232,8 @@ class Coordinator:
             self._probed(conversation, joined, message)
             return
         if isinstance(message, control.Follow | control.Copied):
-            self._followed(conversation, message)
+            if node is None:
+                self._followed(conversation, message)
             return
         if isinstance(message, control.Join):
             if node is None:

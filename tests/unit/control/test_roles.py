@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 from shoal.control.client import ControlClient, describe, dismiss
-from shoal.control.messages import ClusterDescription, DismissAnswer, DismissRequest, Follow, Join, NodeMessage
+from shoal.control.messages import (
+    ClusterDescription,
+    Copied,
+    DismissAnswer,
+    DismissRequest,
+    Follow,
+    Heartbeat,
+    Join,
+    NodeMessage,
+)
 from shoal.control.server import ControlServer, NodeConnection
 from shoal.errors import ClusterError
 from shoal.node.host_environment import HostEnvironment
@@ -26,11 +35,21 @@ class Attentive:
     def __init__(self) -> None:
         self.joined: list[str] = []
         self.followed: list[str] = []
+        self.others: list[NodeMessage] = []
+        self.stays = False
+        """Whether it keeps the conversation with a standby."""
 
     def heard(self, conversation: NodeConnection, message: NodeMessage) -> None:
-        assert isinstance(message, Join | Follow)
-        (self.joined if isinstance(message, Join) else self.followed).append(message.name if isinstance(message, Join) else message.address)
-        conversation.end()
+        match message:
+            case Join(name=name):
+                self.joined.append(name)
+                conversation.end()
+            case Follow(address=address):
+                self.followed.append(address)
+                if not self.stays:
+                    conversation.end()
+            case _:
+                self.others.append(message)
 
     def hung_up(self, conversation: NodeConnection) -> None: ...
 
@@ -80,6 +99,40 @@ def test_heads_alone_stand_by(role: Role, tmp_path: Path) -> None:
                 pass
         await client.close()
         assert attendant.followed == (["b:1"] if role is Role.HEAD else [])
+
+    at_head(tmp_path, work)
+
+
+@pytest.mark.parametrize("messages", [[Heartbeat(), Follow(address="b:1")], [Heartbeat(), Copied(number=1)], [Copied(number=1)]])
+def test_a_node_does_not_become_a_standby_by_a_later_message(messages: list[NodeMessage], tmp_path: Path) -> None:
+    """The leader would give it the key of the cluster's authority."""
+
+    async def work(attendant: Attentive, address: str, authority: Authority) -> None:
+        client = ControlClient(address, authority.credentials(Role.NODE, "anna"))
+        for message in messages:
+            client.say(message)
+        with pytest.raises(ClusterError):
+            async for _ in client.attend(10):
+                pass
+        await client.close()
+        assert attendant.followed == []
+        assert [type(message) for message in attendant.others] == [Heartbeat][: len(messages) - 1]
+
+    at_head(tmp_path, work)
+
+
+def test_a_standby_says_nothing_of_a_node(tmp_path: Path) -> None:
+    async def work(attendant: Attentive, address: str, authority: Authority) -> None:
+        attendant.stays = True
+        client = ControlClient(address, authority.credentials(Role.HEAD, "anna"))
+        for message in (Follow(address="b:1"), Copied(number=1), Join(name="anna")):
+            client.say(message)
+        with pytest.raises(ClusterError):
+            async for _ in client.attend(10):
+                pass
+        await client.close()
+        assert (attendant.followed, attendant.joined) == (["b:1"], [])
+        assert [type(message) for message in attendant.others] == [Copied]
 
     at_head(tmp_path, work)
 

@@ -79,6 +79,18 @@ def test_a_node_that_was_frozen_is_one_node_again():
     play(scenario)
 
 
+def test_a_member_does_not_become_a_standby():
+    async def scenario(town: Town) -> None:
+        town.start("a")
+        await town.until(lambda: town.head.serving)
+        (conversation,) = town.head.roster._conversations.values()
+        town.head.heard(conversation, control.Follow(address="b:1"))
+        await asyncio.sleep(5)
+        assert town.head.roster.number(conversation) is not None
+
+    play(scenario)
+
+
 def test_a_node_that_leaves_while_its_link_is_measured_is_let_go_at_once():
     async def scenario(town: Town) -> None:
         town.start("a")
