@@ -176,6 +176,19 @@ def test_a_leader_that_is_told_to_stop_leaves_the_cluster_to_its_standby(two: tu
     assert all(node.popen.poll() is None for node in a.nodes)
 
 
+@pytest.mark.parametrize("standbys", [0, 1])
+def test_an_interrupt_ends_a_head_that_leads(tmp_path: Path, standbys: int) -> None:
+    with heads(tmp_path / "heads", standbys=standbys) as (made, _):
+        a = made.head("a")
+        a.head.signal(signal.SIGINT)
+        assert a.head.wait() == 0, a.head.describe()
+        assert a.head.said.count("leads by term") == 1
+        if standbys:
+            made.until_leads("b")
+        else:
+            assert [node.wait() for node in a.nodes] == [0, 0]  # they were sent home
+
+
 def test_of_several_standbys_one_leads_and_the_others_follow_it(tmp_path: Path) -> None:
     with heads(tmp_path / "heads", standbys=2) as (made, _):
         whole = said(made.head("a"))

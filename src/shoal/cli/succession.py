@@ -72,6 +72,8 @@ class _Turns:
         """Whether it had a copy of what another head kept when it was elected."""
         self._leaves = False
         """Whether it leaves the cluster to a standby."""
+        self._ends = False
+        """Whether it was told to stop while it led: the event may have been cleared since, to hear whether it is told again."""
 
     async def run(self) -> None:
         """Until it is told to stop. Raises ConfigError."""
@@ -82,7 +84,7 @@ class _Turns:
         try:
             while (grant := await self._stand_by(candidate)) is not None:
                 await self._lead(candidate, grant)
-                if self._stop.is_set():
+                if self._ends or self._stop.is_set():
                     break
         finally:
             await candidate.close()
@@ -162,7 +164,7 @@ class _Turns:
         finally:
             self._standby = None
             offers = [engine.offer for engine in head.engines.values()]
-            if self._stop.is_set() and not self._leaves:
+            if (self._ends or self._stop.is_set()) and not self._leaves:
                 await head.stop()
             else:
                 await head.stand_down("this head does not lead any more")
@@ -202,6 +204,7 @@ class _Turns:
 
     async def _stopped(self, head: Head, api: Api, candidate: Candidate) -> str:
         """Leaves the cluster to a standby, or ends it. Returns why requests end."""
+        self._ends = True
         followers = head.coordinator.followers
         self._leaves = followers is not None and followers.copied
         if self._leaves:
