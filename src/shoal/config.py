@@ -667,7 +667,7 @@ class HeadSettings(Settings):
     )
     code: str = setting("", "The pairing code of that head. Needed once, on another machine: this one then keeps a certificate.")
     replicate: Replicate = setting(
-        Replicate.BEFORE, "When a token is handed out: before, after a standby has it, if there is one; after: at once."
+        Replicate.BEFORE, "When a token is handed out: before, when the standbys with a copy have it, too; after: at once."
     )
 
     sections: tuple[ModelSection, ...] = beside(())

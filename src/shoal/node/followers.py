@@ -95,7 +95,7 @@ class Followers:
         self._standbys: dict[NodeConnection, _Standby] = {}
         self._number = 0
         self._held: deque[tuple[int, Callable[[], None]]] = deque()
-        """What waits until a standby has the message of that number."""
+        """What waits until the standbys have the message of that number."""
         self._confirming: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._alone = True
@@ -116,6 +116,8 @@ class Followers:
 
     def put(self, name: str, data: bytes) -> None:
         """A record is added to a log."""
+        if name not in self._logs:
+            return
         self._number += 1
         for standby in [*self._standbys.values()]:
             if name in standby.logs:
@@ -124,15 +126,14 @@ class Followers:
     # What waits
 
     def hand_out(self, deliver: Callable[[], None]) -> None:
-        """Calls `deliver` when a standby has all that was put so far, or at once if there is none or nobody is to wait; in order. Never if
-        this head does not lead any more."""
+        """Calls `deliver` when every standby with a whole copy has all that was put so far, or at once if there is none or nobody is to wait;
+        in order. Never if this head does not lead any more."""
         if not self.leadership.leads():
             return
-        if self._held or (self.leadership.before and self._waits()):
+        if self._held or (self.leadership.before and self.copied):
             self._held.append((self._number, deliver))
             self._release()
-            if self._held and self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(self._patience, self._overdue)
+            self._watch()
         else:
             deliver()
 
@@ -148,17 +149,10 @@ class Followers:
         finally:
             self._confirming.discard(done)
 
-    def _waits(self) -> bool:
-        return any(standby.whole_at is not None for standby in self._standbys.values())
-
-    @property
-    def _had(self) -> int:
-        """The last message that some standby has, with all before it."""
-        return max((standby.has for standby in self._standbys.values() if standby.counts), default=0)
-
     def _release(self) -> None:
-        had, waits, leads = self._had, self._waits(), self.leadership.leads()
-        while self._held and (not waits or self._held[0][0] <= had):
+        had = min((standby.has for standby in self._standbys.values() if standby.counts), default=self._number)  # any of them may lead next
+        leads = self.leadership.leads()
+        while self._held and self._held[0][0] <= had:
             _, deliver = self._held.popleft()
             if leads:
                 deliver()
@@ -174,16 +168,16 @@ class Followers:
             if not done.done():
                 done.set_exception(NotReady(_DEPOSED))
 
-    def _overdue(self) -> None:
+    def _watch(self) -> None:
+        if self._held and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._patience, self._overdue, self._held[0][0])
+
+    def _overdue(self, wanted: int) -> None:
+        """wanted: what was waited for when the time began. What is waited for now may have come just before."""
         self._timer = None
-        if not self._held:
-            return
-        wanted = self._held[0][0]
-        for standby in [*self._standbys.values()]:
-            if standby.has < wanted:
-                self._lose(standby, f"it has not answered for {self._patience:g} s")
-        if self._held:
-            self._timer = asyncio.get_running_loop().call_later(self._patience, self._overdue)
+        for standby in [standby for standby in self._standbys.values() if standby.counts and standby.has < wanted]:
+            self._lose(standby, f"it has not answered for {self._patience:g} s")
+        self._watch()
 
     # Standbys
 

@@ -12,6 +12,7 @@ from shoal.control.server import NodeConnection
 from shoal.errors import NotReady
 from shoal.node import followers
 from shoal.node.followers import Followers, Leadership
+from shoal.testing.clock import SimulatedLoop
 from shoal.testing.standby_scenario import MemoryCopies, MemoryLog
 
 SERVES = control.Serves(settings="{}", models="[]")
@@ -64,7 +65,8 @@ def run(work: Callable[[Followers, Leads], Awaitable[None]], before: bool = True
         finally:
             await made.close()
 
-    asyncio.run(go())
+    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
+        runner.run(go())
 
 
 def logged(made: Followers) -> MemoryLog:
@@ -137,17 +139,24 @@ def test_tokens_wait_for_a_standby_that_has_them_and_keep_their_order() -> None:
     run(work)
 
 
-def test_one_of_several_standbys_is_enough() -> None:
+def test_tokens_wait_for_every_standby_that_may_lead_next() -> None:
     async def work(made: Followers, leads: Leads) -> None:
         log, out = logged(made), list[int]()
-        standbys = [Standby(made, "b:1"), Standby(made, "c:1")]
-        for standby in standbys:
-            await standby.take()
+        standbys = [Standby(made, f"{name}:1") for name in "bcd"]
+        for standby in standbys[:2]:
+            await standby.take()  # the third has no copy yet, and does not count
         log._add(b"x")
         made.hand_out(lambda: out.append(1))
-        assert not out
         await standbys[1].take()
+        assert not out
+        await standbys[0].take()
         assert out == [1]
+        log._add(b"y")
+        made.hand_out(lambda: out.append(2))
+        await standbys[0].take()
+        assert out == [1]
+        made.hung_up(standbys[1].conversation)
+        assert out == [1, 2]
 
     run(work)
 
@@ -202,6 +211,40 @@ def test_a_standby_that_does_not_answer_is_lost_and_requests_go_on_without() -> 
         assert standby.ended
 
     run(work, patience=0.05)
+
+
+def test_a_standby_that_answers_is_kept_though_something_always_waits_for_it() -> None:
+    async def work(made: Followers, leads: Leads) -> None:
+        log, out = logged(made), list[int]()
+        standby = Standby(made)
+        await standby.take()
+        for i in range(40):
+            log._add(b"x")
+            made.hand_out(lambda i=i: out.append(i))
+            before = standby._number
+            await standby.take(acknowledge=False)
+            made.heard(standby.conversation, control.Copied(number=before))  # and thus not the last one
+            await asyncio.sleep(0.02)
+        assert made.copied and out == [*range(39)]
+
+    run(work, patience=0.1)
+
+
+def test_a_first_copy_takes_as_long_as_it_takes() -> None:
+    async def work(made: Followers, leads: Leads) -> None:
+        log, out = logged(made), list[int]()
+        standby = Standby(made)
+        for i in range(10):
+            await standby.take(acknowledge=False)
+            log._add(b"x")
+            made.hand_out(lambda i=i: out.append(i))
+            await asyncio.sleep(0.1)
+        assert out == [*range(10)]  # as if nobody stood by
+        assert made.addresses == ["b:1"] and not made.copied
+        await standby.take()
+        assert made.copied
+
+    run(work, patience=0.1)
 
 
 def test_a_standby_that_falls_behind_is_lost_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
