@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from pathlib import Path
-from urllib.parse import quote
 
 import structlog
 
 from shoal.control.messages import Append, Copy
 from shoal.errors import RemoteProtocolError
 from shoal.file_lock import locked
-from shoal.pipeline.log_file import LogFile
+from shoal.pipeline.log_file import LogFile, log_folder
 
 log = structlog.get_logger()
 
@@ -58,7 +57,7 @@ class CopiedFiles:
     def _replace(self, name: str, data: bytes) -> None:
         if name.startswith(_LOGS):
             if name not in self._logs:
-                self._logs[name] = LogFile(self._state / quote(name.removeprefix(_LOGS), safe=""))
+                self._logs[name] = LogFile(log_folder(self._state, name.removeprefix(_LOGS)))
             self._logs[name].replace(data)
         elif name in self._names:
             if self._own:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from time import time
-from urllib.parse import quote
 
 import structlog
 
@@ -27,6 +26,7 @@ from shoal.node.load_watch import LoadWatch
 from shoal.node.observer import Served
 from shoal.node.pipeline_runner import PipelineRunner
 from shoal.observed.event import EventKind
+from shoal.pipeline.log_file import log_folder
 from shoal.pipeline.request_log import RequestLog
 from shoal.pipeline.timing import StepTiming
 from shoal.pipeline.token_stream import TokenStream
@@ -157,7 +157,7 @@ class ModelEngine:
 
     def keep_requests(self, state: Path) -> None:
         """Keeps requests from now on, and reads the answers that a previous head left unfinished. state: the head's folder. Raises ConfigError."""
-        folder = state / quote(self.name, safe="")
+        folder = log_folder(state, self.name)
         followers = self._coordinator.followers
         identity = f"{self.model.reference} {self.offer.engine.precision} {self.offer.engine.kv_type}"
         if followers is None:

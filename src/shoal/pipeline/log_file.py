@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 from shoal.errors import ConfigError
 from shoal.file_lock import locked
 from shoal.pipeline import records
 
 _BOUND = 8 << 20  # bytes of the file above which it is rewritten with only the live answers
+
+
+def log_folder(state: Path, name: str) -> Path:
+    """The folder in `state`, never another one, for the log of the model of that name."""
+    quoted = quote(name, safe="")
+    return state / (quoted if quoted.strip(".") else "%" + quoted.replace(".", "%2E"))
 
 
 class LogFile:

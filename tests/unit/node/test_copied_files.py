@@ -13,6 +13,7 @@ from shoal.errors import ConfigError, RemoteProtocolError
 from shoal.node.changing_databases import ChangingDatabases
 from shoal.node.copied_files import CopiedFiles, held
 from shoal.pipeline import log_file, records
+from shoal.pipeline.log_file import log_folder
 from shoal.pipeline.records import Accepted, Began, Gone, SampledToken, SampledTokens
 from shoal.request import Request, RequestId, SamplingParams
 
@@ -85,6 +86,19 @@ def test_what_no_head_would_send_is_refused(tmp_path: Path) -> None:
     copies.close()
     assert sorted(path.name for path in tmp_path.rglob("requests")) == ["requests"]
     assert (tmp_path / "state" / "..%2F..%2Fup" / "requests").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "...", "/", "../up", "%", "a"])
+def test_no_name_of_a_log_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    copies = CopiedFiles(tmp_path / "state", tmp_path / "data", ())
+    copies.apply(Copy(name=f"requests/{name}", data=b"x", first=True, last=True))
+    copies.close()
+    assert [path.parent.parent for path in tmp_path.rglob("requests")] == [tmp_path / "state"]
+
+
+def test_each_name_of_a_log_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    names = ["", ".", "..", "...", "%", "%2E", "%%2E", "a", "a.b"]
+    assert len({log_folder(tmp_path, name) for name in names}) == len(names)
 
 
 def test_nobody_else_may_use_or_read_a_copy(tmp_path: Path) -> None:
