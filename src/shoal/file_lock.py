@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 try:
@@ -14,6 +15,16 @@ except ImportError:  # Windows
 
 _BYTE = 0x7FFF_FFFE  # the byte locked on Windows, where others then cannot read it: one that no file has
 _LOOK = 0.1  # seconds between attempts there
+
+
+def lock_file(path: Path) -> int | None:
+    """Makes the file if need be and locks it: a descriptor, to be closed by whoever wants the lock no more; None if another process has it.
+    Raises OSError."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    if locked(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def locked(descriptor: int, wait: bool = False) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from shoal import file_lock
-from shoal.file_lock import locked
+from shoal.file_lock import lock_file, locked
 from tests.support.elsewhere import Msvcrt
 
 
@@ -22,6 +23,17 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setattr(file_lock, "_LOOK", 0.001)
         monkeypatch.setitem(sys.modules, "msvcrt", Msvcrt("msvcrt"))
     return request.param
+
+
+def test_a_file_that_is_locked_gives_no_second_lock(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    one = lock_file(path)
+    assert one is not None
+    assert lock_file(path) is None
+    os.close(one)
+    again = lock_file(path)
+    assert again is not None
+    os.close(again)
 
 
 def test_one_has_it_until_the_file_is_closed(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import grpc.aio
 import structlog
 
 from shoal.address import is_wildcard, join_host_port, listening_socket, parse_host
-from shoal.control.channel import OPTIONS, SERVICE
+from shoal.control.channel import OPTIONS, SERVICE, role_at
 from shoal.control.messages import (
     ClusterDescription,
     Copied,
@@ -26,7 +26,7 @@ from shoal.control.messages import (
 )
 from shoal.control.protobuf import decode_node_message, decoder, encode, encode_head_message
 from shoal.errors import ConfigError, RemoteProtocolError
-from shoal.security.certificates import Role, role_of
+from shoal.security.certificates import Role
 from shoal.security.credentials import Credentials
 
 log = structlog.get_logger()
@@ -124,7 +124,7 @@ class ControlServer:
         if (first := await anext(aiter(incoming), None)) is None:
             return
         wanted = _speaker(first)
-        if self._credentials is not None and _role(context) is not wanted:
+        if self._credentials is not None and role_at(context) is not wanted:
             how = "pair with `shoal serve --standby`" if wanted is Role.HEAD else "pair with `shoal join`"
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"its certificate is not a {wanted.value}'s; {how}")
         attendant = self._attendant
@@ -162,7 +162,7 @@ class ControlServer:
         return self._attendant.describe()
 
     async def _dismiss(self, request: DismissRequest, context: grpc.aio.ServicerContext[Any, Any]) -> DismissAnswer:
-        if self._credentials is not None and _role(context) is not Role.HEAD:
+        if self._credentials is not None and role_at(context) is not Role.HEAD:
             return DismissAnswer(message="only the head's machine may send nodes away; ask there")
         return self._attendant.dismiss(request)
 
@@ -170,8 +170,3 @@ class ControlServer:
 def _speaker(message: NodeMessage) -> Role:
     """What a client must be to send a message."""
     return Role.HEAD if isinstance(message, Follow | Copied) else Role.NODE
-
-
-def _role(context: grpc.aio.ServicerContext[Any, Any]) -> Role | None:
-    """What a client's certificate says that it is."""
-    return role_of([name.decode(errors="replace") for name in context.auth_context().get("x509_subject_alternative_name", ())])

@@ -15,6 +15,7 @@ from shoal.security.private_file import read_private, write_private
 
 MOST = 64  # clusters: their file is read as one of at most 64 KiB
 _VERSION = 1
+_REMEDY = "delete it: the witness then waits until every lease that it may have granted is over"
 
 
 class _Kept(msgspec.Struct):
@@ -95,14 +96,11 @@ class WitnessLedger:
 def _read(path: Path) -> dict[str, _Kept]:
     """Raises ConfigError."""
     try:
-        file = msgspec.json.decode(read_private(path), type=_File)
+        file = msgspec.json.decode(read_private(path, _REMEDY), type=_File)
     except FileNotFoundError:
         return {}
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} does not hold the leases of a witness ({error}); delete it if it is lost: the witness then waits until every lease "
-            "that it may have granted is over"
-        ) from None
+        raise ConfigError(f"{path} does not hold the leases of a witness ({error}); if it is lost, {_REMEDY}") from None
     if file.version != _VERSION:
         raise ConfigError(f"{path} was written by another version of shoal; install that one, or delete the file")
     return file.clusters

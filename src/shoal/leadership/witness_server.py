@@ -11,11 +11,11 @@ import msgspec
 import structlog
 
 from shoal.address import join_host_port, listening_socket
-from shoal.control.channel import OPTIONS
+from shoal.control.channel import OPTIONS, role_at
 from shoal.errors import ConfigError, QueueFull
 from shoal.leadership.ledger import WitnessLedger
 from shoal.leadership.witness_protocol import METHODS, MOST_BYTES, SERVICE, State
-from shoal.security.certificates import Role, server_name
+from shoal.security.certificates import Role
 from shoal.security.credentials import Credentials
 
 log = structlog.get_logger()
@@ -54,7 +54,7 @@ class WitnessServer:
         work: Callable[[Any], State] = getattr(self._ledger, name.lower())
 
         async def answer(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-            if self._credentials is not None and server_name(Role.HEAD).encode() not in _names(context):
+            if self._credentials is not None and role_at(context) is not Role.HEAD:
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, "only a head of the cluster may ask for its lease")
             try:
                 asked = msgspec.json.decode(data, type=kind)
@@ -80,8 +80,3 @@ class WitnessServer:
             return msgspec.json.encode(state)
 
         return cast(Any, grpc).unary_unary_rpc_method_handler(answer)
-
-
-def _names(context: grpc.aio.ServicerContext[Any, Any]) -> list[bytes]:
-    """The names in a client's certificate, which say what it is."""
-    return list(context.auth_context().get("x509_subject_alternative_name", ()))

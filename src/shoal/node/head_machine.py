@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from shoal.control.server import Attendant, ControlServer
 from shoal.node.environment import ControlDoor
 from shoal.node.host_environment import HostEnvironment
 from shoal.security.credentials import Credentials
 
 
-class _Turn:
+class Handed(Protocol):
+    """A door that stays open while those who listen at it change."""
+
+    @property
+    def port(self) -> int: ...
+    def hand_to(self, attendant: Attendant) -> None: ...
+
+
+class Turn:
     """A node.environment.ControlDoor, open for as long as its attendant has its turn."""
 
-    def __init__(self, server: ControlServer, between: Attendant) -> None:
-        self._server, self._between = server, between
+    def __init__(self, door: Handed, attendant: Attendant, between: Attendant) -> None:
+        self._door, self._between = door, between
+        door.hand_to(attendant)
 
     @property
     def port(self) -> int:
-        return self._server.port
+        return self._door.port
 
     async def stop(self) -> None:
-        self._server.hand_to(self._between)
+        self._door.hand_to(self._between)
 
 
 class HeadMachine(HostEnvironment):
@@ -35,8 +46,7 @@ class HeadMachine(HostEnvironment):
         return self._door.port
 
     async def control_door(self, attendant: Attendant, host: str, port: int) -> ControlDoor:
-        self._door.hand_to(attendant)
-        return _Turn(self._door, self._between)
+        return Turn(self._door, attendant, self._between)
 
     async def shut(self) -> None:
         await self._door.stop()

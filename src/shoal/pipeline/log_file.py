@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from shoal.errors import ConfigError
-from shoal.file_lock import locked
+from shoal.file_lock import lock_file
 from shoal.pipeline import records
 
 _BOUND = 8 << 20  # bytes of the file above which it is rewritten with only the live answers
@@ -74,9 +74,7 @@ class LogFile:
 
 def _locked(path: Path) -> int:
     """Raises ConfigError if another process holds the lock."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    if not locked(lock):
-        os.close(lock)
+    if (lock := lock_file(path)) is None:
         raise ConfigError(f"another head keeps its requests in {path.parent}; choose another --state")
     return lock
 

@@ -24,6 +24,7 @@ from shoal.node.coordinator import Coordinator
 from shoal.node.environment import ControlDoor
 from shoal.node.follower import Follower
 from shoal.node.followers import Followers, Leadership
+from shoal.node.head_machine import Turn
 from shoal.node.standby import Standby
 from shoal.node.standing_by import StandingBy
 from shoal.pipeline import records
@@ -46,17 +47,7 @@ class HeadWorld(SimWorld):
         self._door = SimControlDoor(self, between, 7420)
 
     async def control_door(self, attendant: Attendant, host: str, port: int) -> ControlDoor:
-        self._door.hand_to(attendant)
-        return _Turn(self._door, self._between)
-
-
-class _Turn:
-    def __init__(self, door: SimControlDoor, between: Attendant) -> None:
-        self.port = door.port
-        self._door, self._between = door, between
-
-    async def stop(self) -> None:
-        self._door.hand_to(self._between)
+        return Turn(self._door, attendant, self._between)
 
 
 class MemoryLog:

@@ -109,8 +109,16 @@ def test_it_takes_as_many_clusters_as_its_file_may_hold(path: Path):
 def test_a_file_that_is_none_of_its_own_stops_it(path: Path, data: bytes):
     path.write_bytes(data)
     path.chmod(0o600)
-    with pytest.raises(ConfigError, match="does not hold the leases"):
+    with pytest.raises(ConfigError, match=r"does not hold the leases.*delete it: the witness then waits"):
         opened(path)
+
+
+def test_a_file_that_others_could_read_stops_it_and_needs_no_pairing(path: Path):
+    path.write_bytes(b'{"version": 1, "clusters": {}}')
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match=r"open to other users.*the witness then waits") as refused:
+        opened(path)
+    assert "pair" not in str(refused.value)
 
 
 def test_a_file_of_another_version_stops_it(path: Path):

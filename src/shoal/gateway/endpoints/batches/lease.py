@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from shoal.file_lock import locked
+from shoal.file_lock import lock_file
 
 
 class Lease:
@@ -15,11 +15,8 @@ class Lease:
     @classmethod
     def take(cls, path: Path) -> Lease | None:
         """None if another process has it."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        if locked(descriptor):
-            return cls(descriptor)
-        os.close(descriptor)
-        return None
+        descriptor = lock_file(path)
+        return cls(descriptor) if descriptor is not None else None
 
     def release(self) -> None:
         os.close(self._descriptor)
