@@ -20,7 +20,7 @@ from shoal.control.client import locked
 from shoal.discovery.advert import Advert
 from shoal.errors import ClusterError, ConfigError, PairingRefused
 from shoal.folders import keys_dir
-from shoal.launch.keys import authority, kept_path
+from shoal.launch.keys import authority, head_credentials, kept_credentials, kept_path
 from shoal.observed.cluster import Invitation
 from shoal.security.authority import Authority
 from shoal.security.certificates import Role
@@ -92,8 +92,8 @@ async def standby_credentials(settings: HeadSettings) -> Credentials | None:
             raise ConfigError("--code: this head is not protected, and so needs no pairing; --host ADDRESS or --secure protects it")
         return None
     if not settings.standby:
-        return authority().credentials(Role.HEAD, "head")
-    path = kept_path(settings.standby)
+        return head_credentials(settings)
+    path = kept_path(settings.standby, Role.HEAD)
     if settings.code:
         from shoal.security.pairing_service import pair
 
@@ -102,7 +102,7 @@ async def standby_credentials(settings: HeadSettings) -> Credentials | None:
         paired = await pair(host, settings.pairing_port or port + 1, PairingCode(settings.code), socket.gethostname(), role=Role.HEAD)
         paired.save(path)
         return paired
-    return Credentials.load(path) if path.exists() else authority().credentials(Role.HEAD, "head")
+    return kept_credentials(path, Role.HEAD) if path.exists() else head_credentials(settings)
 
 
 def check_keys(settings: NodeSettings) -> None:
@@ -172,9 +172,9 @@ async def as_operator(address: str, ask: Callable[[Credentials | None], Awaitabl
     tries: list[Credentials | None] = []
     if (keys_dir() / "authority").exists():
         tries.append(authority().credentials(Role.HEAD, "operator"))
-    if kept_path(address).exists():
-        tries.append(Credentials.load(kept_path(address)))
-    if is_loopback(host) or not kept_path(address).exists():
+    kept = [path for role in (Role.HEAD, Role.NODE) if (path := kept_path(address, role)).exists()]
+    tries += [Credentials.load(path) for path in kept]
+    if is_loopback(host) or not kept:
         tries.append(None)
     failure: ClusterError | None = None
     for credentials in tries:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import socket
 from collections.abc import Coroutine, Sequence
 from random import Random
@@ -26,7 +25,7 @@ from shoal.gateway.endpoints.away import create_away
 from shoal.gateway.server import ApiServer, listening
 from shoal.gateway.workers.client import RemoteEngines
 from shoal.launch.head_search import HeadSearch, is_final
-from shoal.launch.keys import kept_gateway_path
+from shoal.launch.keys import kept_credentials, kept_path
 from shoal.retry import Backoff
 from shoal.security.certificates import Role
 from shoal.security.credentials import Credentials
@@ -53,17 +52,10 @@ async def gateway_credentials(settings: GatewaySettings, addresses: Sequence[Add
 
     Raises PairingRefused, ConfigError, ClusterError, RemoteProtocolError.
     """
-    paths = [kept_gateway_path(str(address)) for address in addresses]
+    paths = [kept_path(str(address), Role.GATEWAY) for address in addresses]
     if not settings.code:
         kept = next((path for path in paths if path.exists()), None)
-        credentials = None if kept is None else Credentials.load(kept)
-        if credentials is not None and credentials.role is not Role.GATEWAY:
-            raise ConfigError(
-                f"{kept} holds a {credentials.role.value}'s certificate, not a gateway's; delete it and pair with --code CODE"
-            )
-        if credentials is not None:
-            credentials.check(dt.datetime.now(dt.UTC))
-        return credentials
+        return None if kept is None else kept_credentials(kept, Role.GATEWAY)
     for path in paths:
         check_writable(path)  # the code works only once
     credentials = await _paired(settings, addresses)

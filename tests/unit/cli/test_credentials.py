@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from shoal.cli import credentials as keys
-from shoal.config import NodeSettings
+from shoal.config import HeadSettings, NodeSettings
 from shoal.discovery.advert import Advert
 from shoal.errors import ClusterError, ConfigError
-from shoal.launch.keys import kept_path
+from shoal.launch.keys import authority, kept_path
 from shoal.security.authority import Authority
 from shoal.security.certificates import Role
 from shoal.security.credentials import Credentials
@@ -71,8 +71,32 @@ def test_a_node_that_never_paired_joins_an_unprotected_cluster(home: Path):
     assert asyncio.run(keys.node_credentials(NodeSettings(), found.address, found)) is None
 
 
+def test_a_standbys_certificate_and_a_nodes_of_one_machine_are_kept_apart(home: Path):
+    pair_with(home, THERE)
+    settings = HeadSettings(host="192.0.2.2", lease="witness://192.0.2.3:7430", standby=THERE)
+    assert (made := asyncio.run(keys.standby_credentials(settings))) is not None
+    assert made.authority == authority().credentials(Role.HEAD, "head").authority, "it has not paired as a head"
+    theirs = Authority.open(home / "theirs").credentials(Role.HEAD, "me")
+    theirs.save(kept_path(THERE, Role.HEAD))
+    assert asyncio.run(keys.standby_credentials(settings)) == theirs
+    node = asyncio.run(keys.node_credentials(NodeSettings(), THERE))
+    assert node is not None and node.role is Role.NODE
+
+
+def test_a_nodes_certificate_is_none_of_a_standby(home: Path):
+    Authority.open(home / "theirs").credentials(Role.NODE, "me").save(kept_path(THERE, Role.HEAD))
+    settings = HeadSettings(host="192.0.2.2", lease="witness://192.0.2.3:7430", standby=THERE)
+    with pytest.raises(ConfigError, match="holds a node's certificate, not a head's; delete it and pair"):
+        asyncio.run(keys.standby_credentials(settings))
+
+
+def test_a_standby_asks_its_leader_with_the_certificate_of_a_head(home: Path):
+    Authority.open(home / "theirs").credentials(Role.HEAD, "me").save(kept_path(THERE, Role.HEAD))
+    assert asked(THERE) == [True]
+
+
 def test_each_address_and_name_has_a_file_of_its_own(home: Path):
     names = ["[::1]:7420", "[1::]:7420", "192.0.2.1:7420", "a-b", "a_b", "ab"]
-    assert len({kept_path(name) for name in names}) == len(names)
+    assert len({kept_path(name, role) for name in names for role in Role}) == len(names) * len(Role)
     assert all(kept_path(name).parent == home / "cache" / "keys" for name in names)
     assert kept_path(THERE).name == "192.0.2.1-7420.pem"

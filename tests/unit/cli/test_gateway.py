@@ -22,7 +22,7 @@ from shoal.errors import ClusterError, ConfigError, NotPaired, ShoalError, Versi
 from shoal.gateway.endpoints.away import create_away
 from shoal.launch import gateway_door, head_search
 from shoal.launch.head_search import HeadSearch, is_final
-from shoal.launch.keys import kept_gateway_path, kept_path
+from shoal.launch.keys import kept_path
 from shoal.security.authority import Authority
 from shoal.security.certificates import Role
 from shoal.security.credentials import Credentials
@@ -75,7 +75,7 @@ def test_a_gateway_serves_the_heads_settings_in_its_own_way() -> None:
 def kept(role: Role, address: Address, days: int = 0) -> Credentials:
     now = dt.datetime.now(dt.UTC) - dt.timedelta(days=days)
     made = Authority.create(now).credentials(role, "x", days=30, now=now)
-    made.save(kept_gateway_path(str(address)))
+    made.save(kept_path(str(address), Role.GATEWAY))
     return made
 
 
@@ -90,7 +90,7 @@ def test_a_gateway_shows_what_it_got_for_any_of_its_heads() -> None:
     assert credentials(A, B) is None
     made = kept(Role.GATEWAY, B)
     assert credentials(A, B) == made
-    assert kept_gateway_path("a:1") != kept_path("a:1")
+    assert kept_path("a:1", Role.GATEWAY) != kept_path("a:1")
 
 
 @pytest.mark.parametrize("role", [Role.NODE, Role.HEAD])
