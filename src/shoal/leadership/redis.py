@@ -122,9 +122,14 @@ class RedisLease:
         return self._grant
 
     async def _state(self, pipe: Pipeline) -> tuple[Record | None, Counter, str]:
-        """Both keys, watched from now on, and the server's run. Raises LeaseUnreachable, RedisError, OSError."""
+        """Both keys, watched from now on, and the server's run. Raises LeaseUnreachable, ConfigError, RedisError, OSError."""
         await pipe.watch(self._lease, self._counter)
         about: Any = await cast(Any, pipe).info("server")
+        if not (run := str(about.get("run_id", ""))):
+            raise ConfigError(
+                f"{self._url.shown} does not say which run of the server it is (run_id of INFO server), so that a head could not tell that "
+                "it forgot a lease; use Redis or Valkey without a proxy, or another --lease"
+            )
         held, counted = await _read(pipe, self._lease), await _read(pipe, self._counter)
         try:
             record = msgspec.json.decode(held, type=Record) if held else None
@@ -133,7 +138,7 @@ class RedisLease:
             why = f"{self._lease} or {self._counter} holds something else; delete it"
             raise LeaseUnreachable(f"the lease in {self._url.shown}", why) from None
         self._seen = max(self._seen, counter.term, record.term if record is not None else 0)
-        return record, counter, str(about.get("run_id", ""))
+        return record, counter, run
 
     def _write(self, pipe: Pipeline, record: Record, counter: Counter) -> None:
         pipe.multi()

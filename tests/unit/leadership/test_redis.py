@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 
 from shoal.discovery import redis_url
 from shoal.errors import ConfigError, LeaseUnreachable
@@ -82,6 +83,20 @@ def test_heads_remember_a_term_that_redis_forgot(server: RedisServer):
         await a.release()
         await client.flushall()
         assert await taken(b, B) == 4
+
+    at(server, scenario)
+
+
+def test_a_server_whose_restart_nobody_would_notice_is_refused(server: RedisServer, monkeypatch: pytest.MonkeyPatch):
+    async def info(self: Pipeline, *sections: str) -> dict[str, str]:
+        return {"redis_version": "7.4.0"}
+
+    async def scenario(a: RedisLease, b: RedisLease, client: Redis) -> None:
+        assert await taken(a, A) == 1
+        monkeypatch.setattr(Pipeline, "info", info)
+        for ask in (a.renew, b.holder, a.release, lambda: b.acquire(B)):
+            with pytest.raises(ConfigError, match="run_id"):
+                await ask()
 
     at(server, scenario)
 
