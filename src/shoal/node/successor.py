@@ -36,6 +36,7 @@ class Successor:
         self._offers: dict[InheritedModel | None, list[ModelOffer]] = {None: [*offers]}
         self._wanted: list[InheritedModel | None] = [None]
         self._preparing: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def offers(self) -> list[ModelOffer]:
@@ -44,8 +45,8 @@ class Successor:
 
     @property
     def ready(self) -> bool:
-        """Whether everything that there is to prepare was tried."""
-        return all(model in self._offers for model in self._wanted)
+        """Whether everything that there is to prepare was tried, and some of it can be served."""
+        return all(model in self._offers for model in self._wanted) and (bool(self.offers) or not any(self._wanted))
 
     def learn(self, serves: control.Serves) -> None:
         """What the leading head serves. Raises RemoteProtocolError, ConfigError."""
@@ -53,7 +54,14 @@ class Successor:
         self._wanted = [*inherited_models(serves.models)]
         if self._preparing is not None:
             self._preparing.cancel()
-        self._preparing = asyncio.get_running_loop().create_task(self._prepare())
+        self._preparing = task = asyncio.get_running_loop().create_task(self._prepare())
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("preparing to serve the leading head's models failed unexpectedly", exc_info=error)
 
     async def _prepare(self) -> None:
         while True:
@@ -82,6 +90,7 @@ class Successor:
         ]
 
     async def close(self) -> None:
+        """Prepares nothing more; what is prepared stays."""
         if self._preparing is not None:
             self._preparing.cancel()
-            await asyncio.gather(self._preparing, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)

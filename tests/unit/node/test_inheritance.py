@@ -5,14 +5,17 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from shoal.config import ApiSettings, Codec, EngineSettings, HeadSettings, ModelSection, Precision
 from shoal.control.messages import Serves
 from shoal.errors import ConfigError, RemoteProtocolError
+from shoal.node import successor as successor_module
 from shoal.node.inheritance import RULES, bequeathed, inherited, inherited_models
 from shoal.node.model_engine import ModelOffer
 from shoal.node.successor import Successor
 from shoal.scheduler.limits import Batching
+from shoal.testing.clock import SimulatedLoop
 
 LEADER = HeadSettings(
     engine=EngineSettings(model="a,b", slots=7),
@@ -94,3 +97,59 @@ def test_a_successor_prepares_what_it_learns_and_each_model_once() -> None:
         await successor.close()
 
     asyncio.run(go())
+
+
+def test_who_has_none_of_the_models_does_not_lead() -> None:
+    async def go() -> None:
+        there = False
+
+        async def offered(reference: str, settings: HeadSettings) -> ModelOffer:
+            if not there:
+                raise ConfigError("it is not here")
+            return cast("ModelOffer", ModelOffer(cast("Any", reference), settings.engine, settings.replicas))
+
+        successor = Successor(OWN, [], offered)
+        rules, models = bequeathed(LEADER, ENGINES)
+        successor.learn(Serves(settings=rules, models=models))
+        await asyncio.sleep(1)
+        assert not successor.ready
+        there = True
+        await asyncio.sleep(successor_module._AGAIN)
+        assert successor.ready and len(successor.offers) == 2
+        successor.learn(Serves(settings=rules, models="[]"))
+        assert successor.ready, "the leader has none, either"
+        await successor.close()
+
+    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
+        runner.run(go())
+
+
+def test_a_successor_says_why_it_prepares_no_more_and_leaves_nothing_behind() -> None:
+    async def go() -> None:
+        begun, ended = list[str](), list[str]()
+
+        async def offered(reference: str, settings: HeadSettings) -> ModelOffer:
+            begun.append(reference)
+            if reference == "b":
+                raise ZeroDivisionError
+            try:
+                await asyncio.sleep(len(begun))
+            finally:
+                await asyncio.sleep(1)
+                ended.append(reference)
+            return cast("ModelOffer", ModelOffer(cast("Any", reference), settings.engine, settings.replicas))
+
+        successor = Successor(OWN, [], offered)
+        rules, models = bequeathed(LEADER, ENGINES)
+        for _ in range(2):
+            successor.learn(Serves(settings=rules, models=models))
+            await asyncio.sleep(0.1)
+        await successor.close()
+        assert (begun, ended) == (["a", "a"], ["a", "a"])
+        with capture_logs() as logs:
+            successor.learn(Serves(settings=rules, models=models))
+            await asyncio.sleep(10)
+        assert [line["log_level"] for line in logs] == ["error"]
+
+    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
+        runner.run(go())
