@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+Version = tuple[int, int]
+"""The file's number, and SQLite's of its data."""
+
 
 class ChangingDatabases:
-    """A followers.Changing. One thread at a time uses it."""
+    """A followers.Changing."""
 
     def __init__(self, folder: Path, names: Collection[str]) -> None:
         self._folder, self._names = folder, names
         self._open: dict[str, tuple[int, sqlite3.Connection]] = {}
         """By name: which file it was, and a connection to it."""
+        self._lock = threading.Lock()
+        """Each standby has a thread that looks."""
 
-    def changed(self, known: Mapping[str, int]) -> dict[str, tuple[int, bytes]]:
+    def changed(self, known: Mapping[str, Version]) -> dict[str, tuple[Version, bytes]]:
         """Raises OSError, sqlite3.Error."""
-        out: dict[str, tuple[int, bytes]] = {}
+        with self._lock:
+            return self._changed(known)
+
+    def _changed(self, known: Mapping[str, Version]) -> dict[str, tuple[Version, bytes]]:
+        out: dict[str, tuple[Version, bytes]] = {}
         for name in self._names:
             path = self._folder / name
             if not path.exists():
                 continue
             connection = self._connection(name, path)
-            version = hash((path.stat().st_ino, int(connection.execute("PRAGMA data_version").fetchone()[0])))
+            version = (self._open[name][0], int(connection.execute("PRAGMA data_version").fetchone()[0]))
             if known.get(name) != version:
                 out[name] = (version, connection.serialize())
         return out
@@ -39,6 +49,7 @@ class ChangingDatabases:
         return connection
 
     def close(self) -> None:
-        for _, connection in self._open.values():
-            connection.close()
-        self._open.clear()
+        with self._lock:
+            for _, connection in self._open.values():
+                connection.close()
+            self._open.clear()

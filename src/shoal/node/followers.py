@@ -51,11 +51,15 @@ class Log(Protocol):
     def snapshot(self, take: Callable[[bytes], None]) -> None: ...
 
 
+Version = tuple[int, int]
+"""Which file it is, and a number that changes with it."""
+
+
 class Changing(Protocol):
     """Files that are copied whole when they have changed."""
 
-    def changed(self, known: Mapping[str, int]) -> dict[str, tuple[int, bytes]]:
-        """Those whose version is not the known one, by name: the version, and what they hold. Blocks."""
+    def changed(self, known: Mapping[str, Version]) -> dict[str, tuple[Version, bytes]]:
+        """Those whose version is not the known one, by name: the version, and what they hold. Blocks; called by several threads at once."""
         ...
 
 
@@ -69,7 +73,7 @@ class _Standby:
     """The last message that is in its copy."""
     logs: set[str] = field(default_factory=set[str])
     """Whose snapshot it was sent."""
-    files: dict[str, int] = field(default_factory=dict[str, int])
+    files: dict[str, Version] = field(default_factory=dict[str, Version])
     """Versions of those that it was sent."""
     unsaid: deque[tuple[int, int]] = field(default_factory=deque[tuple[int, int]])
     """Of the messages that it has not acknowledged: number and size."""
@@ -264,11 +268,13 @@ class Followers:
 
     def _copy_log(self, standby: _Standby, name: str, then: Callable[[], None]) -> None:
         def take(data: bytes) -> None:
-            self._send_file(standby, f"requests/{name}", data)
-            standby.logs.add(name)
+            if self._logs.get(name) is log:
+                self._send_file(standby, f"requests/{name}", data)
+                standby.logs.add(name)
             then()
 
-        self._logs[name].snapshot(take)
+        log = self._logs[name]
+        log.snapshot(take)
 
     async def _send_files(self, standby: _Standby) -> None:
         if self._files is None:

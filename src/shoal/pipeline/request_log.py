@@ -118,6 +118,7 @@ class RequestLog:
         await self._written()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        self._drop_snapshots()
         self._file.close()
 
     # Writing
@@ -180,6 +181,9 @@ class RequestLog:
         self._off = True
         self._pending, self._size = [], 0
         _release(self._waiting)
+        self._drop_snapshots()
+
+    def _drop_snapshots(self) -> None:
         snapshots, self._snapshots = self._snapshots, []
         for take in snapshots:
             take(b"")

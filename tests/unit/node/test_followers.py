@@ -11,7 +11,7 @@ from shoal.control import messages as control
 from shoal.control.server import NodeConnection
 from shoal.errors import NotReady
 from shoal.node import followers
-from shoal.node.followers import Followers, Leadership
+from shoal.node.followers import Followers, Leadership, Version
 from shoal.testing.clock import SimulatedLoop
 from shoal.testing.standby_scenario import MemoryCopies, MemoryLog
 
@@ -32,6 +32,7 @@ class Standby:
     def __init__(self, made: Followers, address: str = "b:1") -> None:
         self.made, self.conversation, self.copies = made, NodeConnection("b"), MemoryCopies()
         self.serves: list[control.Serves] = []
+        self.pieces: list[control.Copy] = []
         self.ended = False
         self._number = 0
         made.heard(self.conversation, control.Follow(version=__version__, address=address))
@@ -46,6 +47,7 @@ class Standby:
                     self.ended = True
                 case control.Copy() | control.Append() as message:
                     self.copies.apply(message)
+                    self.pieces += [message] if isinstance(message, control.Copy) else []
                     self._number = message.number
                 case control.Serves() as message:
                     self.serves.append(message)
@@ -106,6 +108,27 @@ def test_a_log_of_a_model_that_is_loaded_later_is_copied_and_one_that_goes_is_no
     run(work)
 
 
+def test_a_log_that_goes_before_its_copy_keeps_no_standby_waiting() -> None:
+    class Late:
+        def snapshot(self, take: Callable[[bytes], None]) -> None:
+            self.take = take
+
+    async def work(made: Followers, leads: Leads) -> None:
+        made.keep("late", late := Late())
+        standby = Standby(made)
+        await standby.take()
+        made.drop("late")
+        made.put("late", b"nobody has it")
+        late.take(b"")
+        await standby.take()
+        assert made.copied and not standby.copies.files
+        out = list[int]()
+        made.hand_out(lambda: out.append(1))
+        assert out == [1]
+
+    run(work)
+
+
 def test_large_logs_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(followers, "_PIECE", 7)
 
@@ -115,6 +138,10 @@ def test_large_logs_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         standby = Standby(made)
         await standby.take()
         assert bytes(standby.copies.files["requests/m"]) == bytes(log.data)
+        *pieces, end = standby.pieces
+        assert len(pieces) == (len(log.data) - 1) // 7 and {len(piece.data) for piece in pieces} == {7}
+        assert [piece.first for piece in standby.pieces] == [True, *[False] * len(pieces)]
+        assert end.last and not any(piece.last for piece in pieces)
 
     run(work)
 
@@ -304,9 +331,9 @@ def test_changed_files_are_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(followers, "_LOOK", 0.01)
 
     class Files:
-        version, data = 1, b"first"
+        version, data = (1, 1), b"first"
 
-        def changed(self, known: Mapping[str, int]) -> dict[str, tuple[int, bytes]]:
+        def changed(self, known: Mapping[str, Version]) -> dict[str, tuple[Version, bytes]]:
             return {} if known.get("keys.sqlite") == self.version else {"keys.sqlite": (self.version, self.data)}
 
     async def go() -> None:
@@ -316,7 +343,7 @@ def test_changed_files_are_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
         while "keys.sqlite" not in standby.copies.files:
             await standby.take()
         assert standby.copies.files["keys.sqlite"] == b"first"
-        files.version, files.data = 2, b"second"
+        files.version, files.data = (1, 2), b"second"
         while standby.copies.files["keys.sqlite"] != b"second":
             await standby.take()
         await made.close()

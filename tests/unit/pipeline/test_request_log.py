@@ -252,6 +252,16 @@ def test_a_snapshot_and_what_is_put_after_it_are_the_file(tmp_path: Path):
     with_log(tmp_path, work)
 
 
+def test_whoever_waits_for_a_snapshot_is_told_when_the_log_is_closed(tmp_path: Path):
+    taken = list[bytes]()
+
+    async def work(log: RequestLog) -> None:
+        log.snapshot(taken.append)
+
+    with_log(tmp_path, work)
+    assert taken == [b""]
+
+
 def test_a_sealed_log_keeps_what_it_has(tmp_path: Path):
     async def work(log: RequestLog) -> None:
         await log.accepted("a", b"", asked("a"))
