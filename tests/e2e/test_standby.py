@@ -176,6 +176,16 @@ def test_a_leader_that_is_told_to_stop_leaves_the_cluster_to_its_standby(two: tu
     assert all(node.popen.poll() is None for node in a.nodes)
 
 
+@pytest.mark.parametrize("replicate", ["before", "after"])
+def test_tokens_wait_for_a_standby_that_was_stopped_only_where_they_are_to(tmp_path: Path, replicate: str) -> None:
+    with heads(tmp_path / "heads", *FLAGS, "--replicate", replicate) as (made, _):
+        a, b = made.head("a"), made.head("b")
+        whole = said(a)
+        b.head.signal(signal.SIGSTOP)
+        assert said(a) == whole
+        assert ("it has not answered for 1 s" in a.head.said) == (replicate == "before"), a.head.describe()
+
+
 @pytest.mark.parametrize("standbys", [0, 1])
 def test_an_interrupt_ends_a_head_that_leads(tmp_path: Path, standbys: int) -> None:
     with heads(tmp_path / "heads", standbys=standbys) as (made, _):
@@ -185,8 +195,22 @@ def test_an_interrupt_ends_a_head_that_leads(tmp_path: Path, standbys: int) -> N
         assert a.head.said.count("leads by term") == 1
         if standbys:
             made.until_leads("b")
+            assert (made.led("a"), made.led("b")) == (None, 2)
         else:
             assert [node.wait() for node in a.nodes] == [0, 0]  # they were sent home
+            assert made.led("a") == 1
+
+
+def test_a_head_that_begins_again_after_another_one_led_says_what_it_does_not_know(two: tuple[Heads, RedisServer]) -> None:
+    made, _ = two
+    made.kill("a")
+    made.until_leads("b")
+    assert (made.led("a"), made.led("b")) == (1, 2)
+    made.kill("b")
+    again = made.serve("a")
+    again.until_said("another head led meanwhile")
+    made.until_leads("a")
+    assert made.led("a") == 3
 
 
 def test_of_several_standbys_one_leads_and_the_others_follow_it(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+from shoal.node.led_mark import led
 from tests.support.cluster import Cluster, Process, until
 from tests.support.redis_server import RedisServer
 
@@ -42,6 +43,10 @@ class Heads:
 
     def address(self, name: str) -> str:
         return f"127.0.0.1:{self.head(name).control_port}"
+
+    def led(self, name: str) -> int | None:
+        """See node.led_mark."""
+        return led(self._folder / name / "kept")
 
     def until_copied(self, name: str) -> None:
         """A standby has all that a successor needs."""

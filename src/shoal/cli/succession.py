@@ -34,6 +34,7 @@ from shoal.node.follower import Follower
 from shoal.node.followers import Leadership
 from shoal.node.head import Head
 from shoal.node.head_machine import HeadMachine
+from shoal.node.led_mark import led, mark_copied, mark_led
 from shoal.node.model_engine import ModelOffer
 from shoal.node.standby import Standby
 from shoal.node.standing_by import StandingBy
@@ -66,8 +67,6 @@ class _Turns:
         self._may_begin = not settings.standby
         """Whether it may lead without ever having followed: then its own models and files are the cluster's."""
         self._standby: Standby | None = None
-        self._last = 0
-        """The term by which it led last."""
         self._copied = False
         """Whether it had a copy of what another head kept when it was elected."""
         self._leaves = False
@@ -106,6 +105,7 @@ class _Turns:
             self._machine.control_link,
             leader=self._settings.standby,
             may_begin=self._may_begin,
+            own=await asyncio.to_thread(led, self._state) is not None,
             ready=lambda: self._successor.ready,
             tell=line,
         )
@@ -115,6 +115,8 @@ class _Turns:
         try:
             await asyncio.wait({electing, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             self._copied = follower.whole
+            if serving.done():
+                serving.result()
             return electing.result() if electing.done() else None
         finally:
             api.stop()
@@ -131,10 +133,13 @@ class _Turns:
 
     async def _lead(self, candidate: Candidate, grant: Grant) -> None:
         """Serves until the lease is lost, or this head is told to stop."""
-        settings = self._successor.settings
+        await self._successor.close()
+        settings, offers = self._successor.settings, self._successor.offers
         data = settings.api.data_folder
-        if self._may_begin and self._last and grant.term > self._last + 1 and not self._copied:
-            line("another head led meanwhile, and this one could not follow it: the requests that it took are not known here", "yellow")
+        last = await asyncio.to_thread(led, self._state)
+        if not self._copied and (last is None or (last and grant.term > last + 1)):
+            line("another head led meanwhile, and this one has no whole copy: requests that it took may not be known here", "yellow")
+        await asyncio.to_thread(mark_led, self._state, grant.term)
         mark = await asyncio.to_thread(held, data)
         databases = ChangingDatabases(data, _FILES)
         certifying = self._authority()
@@ -146,7 +151,7 @@ class _Turns:
             settings.replicate is Replicate.BEFORE,
         )
         pem = certifying.pem.decode() if certifying is not None else ""
-        head = Head(settings, self._successor.offers, self._machine, leadership, databases, pem)
+        head = Head(settings, offers, self._machine, leadership, databases, pem)
         await head.start()
         try:
             keeper = model_keeper(head, settings)
@@ -168,11 +173,13 @@ class _Turns:
                 await head.stop()
             else:
                 await head.stand_down("this head does not lead any more")
-            databases.close()
+            if self._leaves:
+                await asyncio.to_thread(mark_copied, self._state)  # the standby has all of it, and goes on
+            await asyncio.to_thread(databases.close)
             if mark is not None:
                 os.close(mark)
             self._successor = Successor(settings, offers)
-            self._may_begin, self._last = True, grant.term
+            self._may_begin = True
 
     def _authority(self) -> Authority | None:
         """The cluster's: this machine's own, unless the head that was followed has given another."""
@@ -199,8 +206,8 @@ class _Turns:
             api.stop()
             for task in (telling, losing, stopping):
                 task.cancel()
-            await asyncio.gather(telling, losing, stopping, return_exceptions=True)
-        await serving
+            await asyncio.gather(serving, telling, losing, stopping, return_exceptions=True)
+        serving.result()
 
     async def _stopped(self, head: Head, api: Api, candidate: Candidate) -> str:
         """Leaves the cluster to a standby, or ends it. Returns why requests end."""

@@ -10,8 +10,10 @@ import structlog
 
 from shoal.control.messages import Append, Copy
 from shoal.errors import RemoteProtocolError
-from shoal.file_lock import locked
+from shoal.file_lock import lock_file
+from shoal.node.led_mark import mark_copied
 from shoal.pipeline.log_file import LogFile, log_folder
+from shoal.security.private_file import write_private
 
 log = structlog.get_logger()
 
@@ -27,6 +29,7 @@ class CopiedFiles:
         self._logs: dict[str, LogFile] = {}
         self._coming: dict[str, list[bytes]] = {}
         self._lock: int | None = None
+        self._marked = False
 
     @property
     def _own(self) -> bool:
@@ -36,7 +39,7 @@ class CopiedFiles:
         return self._lock is not None
 
     def apply(self, message: Copy | Append) -> None:
-        """Raises OSError, ConfigError if another head uses the folder, RemoteProtocolError for what no head would send."""
+        """Raises OSError, ConfigError if a file cannot be written or another head uses the folder, RemoteProtocolError for what no head would send."""
         match message:
             case Append(name=name, data=data):
                 if name not in self._logs:
@@ -55,6 +58,9 @@ class CopiedFiles:
                     self._replace(name, b"".join(self._coming.pop(name)))
 
     def _replace(self, name: str, data: bytes) -> None:
+        if not self._marked:
+            mark_copied(self._state)
+            self._marked = True
         if name.startswith(_LOGS):
             if name not in self._logs:
                 self._logs[name] = LogFile(log_folder(self._state, name.removeprefix(_LOGS)))
@@ -79,21 +85,11 @@ class CopiedFiles:
 def held(data: Path) -> int | None:
     """A lock by which a head shows that it uses this folder for what it serves; None if another one holds it. Raises OSError."""
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(data / "head.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    if locked(descriptor):
-        return descriptor
-    os.close(descriptor)
-    return None
+    return lock_file(data / "head.lock")
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """An SQLite file, whole or not at all."""
-    fresh = path.with_name(path.name + ".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    """An SQLite file, which nobody has open. Raises ConfigError."""
     for suffix in ("-wal", "-shm"):  # of the file that was there
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    os.replace(fresh, path)
+    write_private(path, data)

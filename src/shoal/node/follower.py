@@ -47,6 +47,8 @@ class Follower:
         disk."""
         self.whole = False
         """Whether there was a copy of everything at some time. It stays one when the connection is lost: what came last may be missing."""
+        self.begun = False
+        """Whether a part of a copy has come, which may have replaced what this head had."""
         self.following = ""
         """Address of the head that is followed now; '' if none is."""
         self.term = 0
@@ -105,6 +107,7 @@ class Follower:
                 batch.append(came.get_nowait())
             kept = [message for message in batch if message is not None]
             files = [message for message in kept if not isinstance(message, control.Serves)]
+            self.begun = self.begun or bool(files)
             await self._blocking(partial(self._apply, files))
             for message in kept:
                 if isinstance(message, control.Serves):

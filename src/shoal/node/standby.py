@@ -14,6 +14,7 @@ from shoal.node.follower import Follower, LeadsElsewhere
 _LOOK = 0.05  # seconds between looks whether this head can lead
 _HURRIED = 1 / 20  # of the lease's duration, between two attempts to get it when there is no head to be followed
 _AGAIN = 0.2  # seconds between attempts to follow
+_OTHERS_FIRST = 30.0  # seconds without a leader after which a head without a whole copy leads: those that have more had their time
 
 
 class Standby:
@@ -26,6 +27,7 @@ class Standby:
         *,
         leader: str = "",
         may_begin: bool = False,
+        own: bool = True,
         ready: Callable[[], bool] = lambda: True,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -33,19 +35,23 @@ class Standby:
         link:      opens a conversation with the head at an address
         leader:    the address to try first; '': the holder of the lease
         may_begin: whether this head may lead without having followed another one: then what it has itself is the cluster's
+        own:       whether what it has is what it led with, or nothing, and not a copy from before; such a head gives others time to lead first
         ready:     whether everything that this head needs for leading is prepared
         tell:      receives lines for the person at this machine
         """
         self.leader = leader
         """Address of the head that leads, as far as it is known; '' if it is not."""
         self._lease, self._candidate, self._follower, self._link = lease, candidate, follower, link
-        self._hint, self._may_begin, self._ready, self._tell = leader, may_begin, ready, tell
+        self._hint, self._may_begin, self._own, self._ready, self._tell = leader, may_begin, own, ready, tell
         self._said = ""
+        self._alone = 0.0
+        """When there last was a head to be followed, or this one began."""
 
     async def until_elected(self) -> Grant:
         """Raises ConfigError: the lease's keeper, or the head that leads, does not accept this one; OSError, RemoteProtocolError: no copy
         can be kept."""
         loop = asyncio.get_running_loop()
+        self._alone = loop.time()
         following, electing = loop.create_task(self._follow()), loop.create_task(self._elected())
         try:
             await asyncio.wait({following, electing}, return_when=asyncio.FIRST_COMPLETED)
@@ -59,8 +65,14 @@ class Standby:
 
     @property
     def _able(self) -> bool:
-        follower = self._follower
-        return self._ready() and (follower.whole if follower.following or not self._may_begin else True)
+        follower, now = self._follower, asyncio.get_running_loop().time()
+        if follower.following:
+            self._alone = now
+        if not self._ready():
+            return False
+        if follower.whole or follower.following or not self._may_begin:
+            return follower.whole
+        return (self._own and not follower.begun) or now - self._alone >= _OTHERS_FIRST
 
     async def _elected(self) -> Grant:
         """Asks for the lease whenever this head could lead."""

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,8 +13,10 @@ from hypothesis import strategies as st
 
 from shoal.control.messages import Append, Copy
 from shoal.errors import ConfigError, RemoteProtocolError
+from shoal.node import copied_files as copies_module
 from shoal.node.changing_databases import ChangingDatabases
 from shoal.node.copied_files import CopiedFiles, held
+from shoal.node.led_mark import led, mark_led
 from shoal.pipeline import log_file, records
 from shoal.pipeline.log_file import log_folder
 from shoal.pipeline.records import Accepted, Began, Gone, SampledToken, SampledTokens
@@ -120,6 +125,45 @@ def test_files_in_the_leaders_own_folder_are_left_alone(tmp_path: Path) -> None:
     copies.close()
     os.close(mark)
     assert not (tmp_path / "data" / "keys.sqlite").exists()
+
+
+def test_a_folder_says_that_it_holds_a_copy_before_the_first_part_of_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = tmp_path / "state"
+    assert led(state) == 0
+    mark_led(state, 7)
+    copies = CopiedFiles(state, tmp_path / "data", ())
+    assert led(state) == 7
+    monkeypatch.setattr(copies_module.LogFile, "replace", lambda self, data: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        copies.apply(Copy(name="requests/m", data=b"x", first=True, last=True))
+    assert led(state) is None
+    copies.close()
+
+
+def test_a_mark_that_says_nothing_is_not_taken_for_one(tmp_path: Path) -> None:
+    (tmp_path / "+led").write_bytes(b"?")
+    with pytest.raises(ConfigError, match="delete it"):
+        led(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="--state"):
+        mark_led(tmp_path / "file", 1)
+
+
+def test_several_standbys_look_for_changes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, connect = list[str](), sqlite3.connect
+
+    def slow(path: Path, **flags: Any) -> sqlite3.Connection:
+        opened.append(path.name)
+        time.sleep(0.1)
+        return connect(path, **flags)
+
+    connect(tmp_path / "keys.sqlite").execute("CREATE TABLE t (n)").connection.close()
+    monkeypatch.setattr(sqlite3, "connect", slow)
+    databases = ChangingDatabases(tmp_path, ("keys.sqlite",))
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(lambda _: databases.changed({}), range(4))]
+    databases.close()
+    assert opened == ["keys.sqlite"] and found.count(found[0]) == 4
 
 
 def test_a_database_is_copied_whole_and_only_when_it_has_changed(tmp_path: Path) -> None:
