@@ -190,6 +190,7 @@ def test_tokens_wait_for_a_standby_that_was_stopped_only_where_they_are_to(tmp_p
 def test_an_interrupt_ends_a_head_that_leads(tmp_path: Path, standbys: int) -> None:
     with heads(tmp_path / "heads", standbys=standbys) as (made, _):
         a = made.head("a")
+        said(a)  # by then the nodes know of the standby
         a.head.signal(signal.SIGINT)
         assert a.head.wait() == 0, a.head.describe()
         assert a.head.said.count("leads by term") == 1
@@ -203,6 +204,7 @@ def test_an_interrupt_ends_a_head_that_leads(tmp_path: Path, standbys: int) -> N
 
 def test_a_head_that_begins_again_after_another_one_led_says_what_it_does_not_know(two: tuple[Heads, RedisServer]) -> None:
     made, _ = two
+    said(made.head("a"))  # by then the nodes know of b
     made.kill("a")
     made.until_leads("b")
     assert (made.led("a"), made.led("b")) == (1, 2)
