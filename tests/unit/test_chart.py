@@ -281,7 +281,11 @@ def test_each_part_finds_the_others(made: list[Manifest]) -> None:
     for scaler in of_kind(made, "HorizontalPodAutoscaler").values():
         (target,) = gateways(made)
         assert scaler["spec"]["scaleTargetRef"]["name"] == target["metadata"]["name"] and "replicas" not in target["spec"]
+        _, external = scaler["spec"]["metrics"]
         assert [one["type"] for one in scaler["spec"]["metrics"]] == ["Resource", "External"]
+        scraped = services[external["external"]["metric"]["selector"]["matchLabels"]["service"]]  # as Prometheus labels what it reads there
+        assert scraped["metadata"]["labels"]["app.kubernetes.io/component"] == "head-api"
+        assert {command(one) for one in selected(made, scraped["spec"]["selector"])} == {"serve"}
     for budget in of_kind(made, "PodDisruptionBudget").values():
         assert not is_head(only(selected(made, budget["spec"]["selector"]["matchLabels"])))
 
