@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from random import Random
 from time import monotonic
 
@@ -51,7 +52,10 @@ class Upstreams:
         wait = self._settings.upstream_wait
         pool = httpx2.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=_IDLE)
         timeout = httpx2.Timeout(wait, connect=min(_CONNECT, wait), pool=None)
-        client = self._client = httpx2.AsyncClient(limits=pool, timeout=timeout, trust_env=False, follow_redirects=False)
+        no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))  # those of one client's answer are not for another's request
+        client = self._client = httpx2.AsyncClient(
+            limits=pool, timeout=timeout, cookies=no_cookies, trust_env=False, follow_redirects=False
+        )
         async with client, asyncio.TaskGroup() as group:
             asking = [group.create_task(self._ask(client, upstream)) for upstream in self.all.values()]
             try:

@@ -63,6 +63,16 @@ def test_the_upstreams_own_key_is_sent_to_it_alone() -> None:
     over(with_keys, one, two, keys=Keys())
 
 
+def test_cookies_of_an_upstream_are_kept_for_nobody() -> None:
+    async def work(gate: Gateway, far: FakeUpstream) -> None:
+        for _ in range(2):
+            answer = await gate.chat()
+            assert answer.status_code == 200 and "set-cookie" not in answer.headers
+        assert not any("cookie" in heard.headers for heard in [*far.heard, *far.looks])
+
+    over(work, FakeUpstream(answer=lambda _: said(WHOLE, set_cookie="session=of-the-first; Path=/")))
+
+
 def test_an_alias_is_sent_as_the_model_that_it_stands_for() -> None:
     async def work(gate: Gateway, far: FakeUpstream) -> None:
         assert (await gate.chat("gpt-4o", made_up=[1, {"b": 2.50}])).status_code == 200
