@@ -19,7 +19,7 @@ class Cause(enum.StrEnum):
     BROKEN = "broken"
     """It cannot answer requests now."""
     LOCKED_OUT = "locked out"
-    """It does not take this server's key."""
+    """It does not take this server's key, or its account there has no credit."""
     WITHOUT_ENDPOINT = "without endpoint"
     WITHOUT_MODEL = "without model"
     LOOP = "loop"
@@ -60,13 +60,13 @@ def pause_of(retry_after: str | None) -> float | None:
 
 
 def verdict(status: int, code: str | None = None, retry_after: str | None = None) -> Verdict:
-    """code: of OpenAI's error object; None: it has none. Nothing of the answer has been passed on yet."""
+    """code: of the error object; None: it does not say what it is about. Nothing of the answer has been passed on yet."""
     pause = pause_of(retry_after)
     if status == 429 or (status in (503, 529) and pause is not None):
         return Verdict(Cause.BUSY, pause)
     if status == 508:
         return Verdict(Cause.LOOP)
-    if status in (401, 403, 407):
+    if status in (401, 402, 403, 407):
         return Verdict(Cause.LOCKED_OUT)
     if status == 404 and code == "model_not_found":
         return Verdict(Cause.WITHOUT_MODEL)

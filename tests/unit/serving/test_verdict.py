@@ -24,6 +24,7 @@ from shoal.serving.verdict import Cause, Verdict, pause_of, verdict
         (500, None, "5", Cause.BROKEN, Ending.FAILED),
         (408, None, None, Cause.BROKEN, Ending.FAILED),
         (401, None, None, Cause.LOCKED_OUT, Ending.FAILED),
+        (402, None, None, Cause.LOCKED_OUT, Ending.FAILED),
         (403, None, None, Cause.LOCKED_OUT, Ending.FAILED),
         (404, "model_not_found", None, Cause.WITHOUT_MODEL, Ending.CANCELLED),
         (404, None, None, Cause.WITHOUT_ENDPOINT, Ending.CANCELLED),

@@ -21,6 +21,9 @@ _KEPT = ("accept", "anthropic-version", "anthropic-beta", "user-agent")
 _TELLING_USAGE = ("/v1/chat/completions", "/v1/completions")
 """Endpoints whose streams say what was used only when they are asked to."""
 
+_STORED = ("previous_response_id", "conversation")
+"""Fields that name what a server keeps."""
+
 
 class Asked:
     """path: of the endpoint here. raw, body: its bytes, and what they say. model: the name under which other servers have the model."""
@@ -30,6 +33,10 @@ class Asked:
         self.path, self.model, self.caller = path, model, caller
         self.id = chosen_id(headers.get("x-request-id"))
         self.inquiry = Inquiry()
+        self.choices = _choices(path, body)
+        """In the answer."""
+        self.names_stored = any(body.get(name) for name in _STORED)
+        """Whether it is about something that one server may have, and another not."""
         options = body.get("stream_options")
         wanted = cast("Mapping[str, Any]", options).get("include_usage") if isinstance(options, dict) else None
         self.adds_usage = body.get("stream") is True and path in _TELLING_USAGE and wanted is not True
@@ -53,6 +60,15 @@ class Asked:
         traced = {} if trace is None else {"traceparent": trace.traceparent, **({"tracestate": trace.state} if trace.state else {})}
         all = {**self._headers, **traced, **upstream.credentials(self.path)}
         return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in all.items()]  # as they came
+
+
+def _choices(path: str, body: Mapping[str, Any]) -> int:
+    n, prompts = body.get("n"), body.get("prompt")
+    each = n if type(n) is int and n > 0 else 1
+    if path != "/v1/completions" or not isinstance(prompts, list):
+        return each
+    several = sum(isinstance(prompt, str | list) for prompt in cast("list[Any]", prompts))  # otherwise they are one prompt's token ids
+    return each * max(several, 1)
 
 
 def _changed(raw: bytes, changes: Mapping[str, Any]) -> bytes:

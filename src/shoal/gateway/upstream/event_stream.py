@@ -13,6 +13,8 @@ _LARGEST = 16 << 20
 """Bytes of an event."""
 _END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINE = re.compile(rb"\r\n|\n|\r")
+_FIELD = re.compile(rb"(?:[A-Za-z][\w-]*)?(?::.*)?", re.DOTALL)
+"""A line of an event: a field with its value, a field alone, or a comment. Fields that are not known are ignored."""
 _DONE = b"[DONE]"
 
 
@@ -22,7 +24,8 @@ class Garbled(Exception):
 
 @dataclass(frozen=True)
 class StreamEvent:
-    """raw: its bytes, with the empty line that ends it. data: its object; None: a comment, or the end of the stream. done: it is [DONE]."""
+    """raw: its bytes, with the empty line that ends it. data: its object; None: it has no data, or is the end of the stream. done: it is
+    [DONE]."""
 
     raw: bytes
     data: dict[str, Any] | None = None
@@ -57,8 +60,8 @@ class EventStream:
 def _event(raw: bytes) -> StreamEvent:
     lines = _LINE.split(raw)
     data = b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
-    if not data:
-        if any(line and not line.startswith((b":", b"event:", b"id:", b"retry:")) for line in lines):
+    if not data.strip():
+        if not all(_FIELD.fullmatch(line) for line in lines):
             raise Garbled("what it sent is no stream of events")
         return StreamEvent(raw)
     if data.strip() == _DONE:

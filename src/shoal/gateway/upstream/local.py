@@ -7,7 +7,7 @@ from collections.abc import Callable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shoal.gateway.upstream.no_answer import NoAnswer, code_of
+from shoal.gateway.upstream.no_answer import NoAnswer
 from shoal.serving.balancing.inquiry import Ending
 from shoal.serving.verdict import Cause, verdict
 
@@ -46,9 +46,8 @@ class LocalAttempt:
             raise
         if not self._held:
             return None
-        start, *bodies = self._held
-        body = b"".join(message.get("body", b"") for message in bodies)
-        judged = verdict(start["status"], code_of(body, ""), Headers(raw=start["headers"]).get("retry-after"))
+        start = self._held[0]
+        judged = verdict(start["status"], retry_after=Headers(raw=start["headers"]).get("retry-after"))
         self.ending = judged.ending
         return NoAnswer(judged.cause or Cause.BROKEN, f"this server answered {start['status']}", judged.pause, self._held)
 

@@ -25,16 +25,20 @@ def _count(usage: Mapping[str, Any], *names: str) -> int | None:
 
 class Meter:
     """Tokens as the server counts them. Where it does not: a prompt has a token for every four bytes, an answer one for each event of
-    its stream, or for every four bytes."""
+    its stream, or for every four bytes. Of a stream that did not come to its end, the events count where they are more than was told:
+    some servers begin with a number of tokens that grows."""
 
-    def __init__(self, prompt_bytes: int) -> None:
+    def __init__(self, prompt_bytes: int, choices: int = 1) -> None:
+        """choices: that were asked for."""
         self._prompt: int | None = None
         self._completion: int | None = None
         self._likely, self._events = prompt_bytes // TOKEN, 0
         self.done = False
         """Whether the stream has said that it is at its end."""
-        self.whole = False
-        """Whether it may end here. Some servers say no more than why a choice has ended."""
+        self._final = False
+        """Whether the number of tokens is the last one."""
+        self._choices, self._unfinished, self._finished = choices, set[int](), set[int]()
+        """Of the choices, by their index."""
         self.failed = False
         """Whether it has said that the answer failed."""
         self.last: Mapping[str, Any] = {}
@@ -48,14 +52,25 @@ class Meter:
 
     @property
     def completion(self) -> int:
-        return self._events if self._completion is None else self._completion
+        if self._completion is None:
+            return self._events
+        return self._completion if self._final or self._all_finished else max(self._completion, self._events)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it may end here. Some servers say no more than why each choice has ended."""
+        return self.done or self.failed or self._all_finished
+
+    @property
+    def _all_finished(self) -> bool:
+        return len(self._finished) >= self._choices and not self._unfinished
 
     def event(self, event: StreamEvent) -> bool:
         """Takes an event into account. Whether it is one with the usage and nothing else."""
         data = event.data
         if data is None:
             self.done = self.done or event.done
-            self.whole = self.whole or event.done
+            self._final = self._final or event.done
             return False
         kind = data.get("type")
         if "sequence_number" in data:
@@ -64,19 +79,28 @@ class Meter:
             self.response = response
         told = self._read(data)
         if isinstance(kind, str) and kind in _ENDS:
-            self.done = self.whole = True
+            self.done = True
+            self._final = kind != "error"
         if kind in ("error", "response.failed") or data.get("error"):
-            self.whole = self.failed = True
+            self.failed = True
         choices = data.get("choices")
         if isinstance(choices, list):
             if not choices:
                 return told
-            reasons = [
-                cast("Mapping[str, Any]", each).get("finish_reason") for each in cast("list[Any]", choices) if isinstance(each, dict)
-            ]
-            self.whole = self.whole or any(reasons)
-        self._events += 1
+            for each in cast("list[Any]", choices):
+                if isinstance(each, dict):
+                    self._choice(cast("Mapping[str, Any]", each))
+        self._events += kind != "ping"
         return False
+
+    def _choice(self, choice: Mapping[str, Any]) -> None:
+        index = choice.get("index")
+        index = index if type(index) is int else 0
+        if choice.get("finish_reason"):
+            self._finished.add(index)
+            self._unfinished.discard(index)
+        elif index not in self._finished:
+            self._unfinished.add(index)
 
     def answer(self, body: Mapping[str, Any], size: int) -> None:
         """An answer that came at once, of so many bytes."""

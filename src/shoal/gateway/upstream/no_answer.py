@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -20,7 +19,8 @@ _USEFUL = (Cause.BUSY, Cause.BROKEN, Cause.ASTRAY, Cause.LOCKED_OUT, Cause.WITHO
 
 @dataclass(frozen=True)
 class NoAnswer:
-    """reason: for the log. pause: seconds after which it is worth asking again. answer: of this server's own endpoint, as it was to be sent."""
+    """reason: for the log. pause: seconds after which it is worth asking again. answer: as it was to be sent: of this
+    server's own endpoint, or one that says something to this client alone."""
 
     cause: Cause
     reason: str
@@ -55,19 +55,20 @@ def most_useful(attempts: Sequence[NoAnswer]) -> NoAnswer:
     return min(attempts, key=lambda attempt: _USEFUL.index(attempt.cause))
 
 
-def code_of(body: bytes, model: str) -> str | None:
-    """The code in OpenAI's error object; `model_not_found` for one that is about that model and has no code, as of servers that number
-    their errors."""
-    try:
-        read: Any = json.loads(body)
-        error = cast("dict[str, Any]", read.get("error", read))
-        code, about, message = error.get("code"), error.get("param"), error.get("message")
-    except (ValueError, TypeError, AttributeError, RecursionError):
+def code_of(body: Mapping[str, Any] | None, model: str) -> str | None:
+    """What an error is about: the code in its object. Servers that number their errors, or have no codes, tell it otherwise:
+    `model_not_found` is one about that model, and `not_found_error` one about something else that the request names. None: it may be
+    about the endpoint itself."""
+    error = (body or {}).get("error", body)
+    if not isinstance(error, dict):
         return None
+    told = cast("dict[str, Any]", error)
+    code, about, message = told.get("code"), told.get("param"), told.get("message")
     if isinstance(code, str):
         return code
-    named = about == "model" or (bool(model) and isinstance(message, str) and model in message)
-    return "model_not_found" if named else None
+    if about == "model" or (bool(model) and isinstance(message, str) and model in message):
+        return "model_not_found"
+    return "not_found_error" if told.get("type") == "not_found_error" or (isinstance(about, str) and about) else None
 
 
 def messages_of(response: Response) -> list[Message]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import httpx2
 
-LARGEST = 256 << 20
+LARGEST = 64 << 20
 """Bytes of an answer that is no stream."""
+LARGEST_ERROR = 1 << 20
+"""Bytes of one that is no success."""
 
 
 async def read_whole(answer: httpx2.Response, most: int = LARGEST) -> bytes:

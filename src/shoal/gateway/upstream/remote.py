@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from time import perf_counter
 from typing import Any, cast
@@ -12,16 +12,17 @@ import httpx2
 import msgspec
 import structlog
 from starlette.responses import Response
-from starlette.types import Send
+from starlette.types import Message, Send
 
 from shoal.errors import UpstreamFailed
 from shoal.gateway.http.request_span import part
+from shoal.gateway.http.work import LARGE, work
 from shoal.gateway.upstream.asked import Asked
 from shoal.gateway.upstream.broken import broken
 from shoal.gateway.upstream.event_stream import EventStream, Garbled
 from shoal.gateway.upstream.meter import Meter
 from shoal.gateway.upstream.no_answer import NoAnswer, code_of, messages_of
-from shoal.gateway.upstream.reading import read_whole
+from shoal.gateway.upstream.reading import LARGEST, LARGEST_ERROR, read_whole
 from shoal.gateway.upstream.upstream import Upstream
 from shoal.serving.balancing.inquiry import Ending
 from shoal.serving.verdict import Cause, verdict
@@ -32,6 +33,8 @@ _SAID = 400
 """Characters of what an upstream says that are logged."""
 _LEAVING = 1.0
 """Seconds in which an upstream ends its answer after the last event; otherwise the connection is closed."""
+_HELD = 64 << 10
+"""Bytes of comments before the first event that are passed on with it."""
 _IDS = ("x-request-id", "request-id")
 _ALSO_KEPT = ("retry-after", "openai-processing-ms", "openai-version")
 
@@ -46,7 +49,7 @@ class RemoteAttempt:
         self._began = perf_counter()
         self._started = False
         """Whether the client has got something."""
-        self.meter = Meter(len(asked.body))
+        self.meter = Meter(len(asked.body), asked.choices)
         self.ending = Ending.CANCELLED
         self.first = 0.0
         """Seconds to the first byte; 0: there was none."""
@@ -97,28 +100,31 @@ class RemoteAttempt:
     # An answer at once
 
     async def _answer(self, response: httpx2.Response) -> NoAnswer | None:
-        body = await read_whole(response)
-        judged = verdict(response.status_code, code_of(body, self._asked.model), response.headers.get("retry-after"))
-        if judged.cause is not None:
-            self.ending = judged.ending
-            return self._refused(judged.cause, judged.pause, response.status_code, body)
-        read = _object(body)
-        if read is None and response.is_success:
-            raise Garbled("its answer is not a JSON object")
-        self._came()
-        self.ending = judged.ending
-        if response.is_success and read is not None:
-            self.charged = True
-            self.meter.answer(read, len(body))
+        body = await read_whole(response, LARGEST if response.is_success else LARGEST_ERROR)
+        read = _object(body) if len(body) < LARGE else await work(len(body), _object, body)
         kind = response.headers.get("content-type", "application/json")
-        whole = Response(body, response.status_code, self._headers(response), kind)
-        for message in messages_of(whole):
+        answer = messages_of(Response(body, response.status_code, self._headers(response), kind))
+        if response.is_success:
+            if read is None:
+                raise Garbled("its answer is not a JSON object")
+            self.charged, self.ending = True, Ending.SERVED
+            self.meter.answer(read, len(body))
+        else:
+            judged = verdict(response.status_code, code_of(read, self._asked.model), response.headers.get("retry-after"))
+            self.ending = judged.ending
+            if judged.cause is not None:
+                return self._refused(judged.cause, judged.pause, response.status_code, body, answer)
+        self._came()
+        for message in answer:
             await self._send(message)
         return None
 
-    def _refused(self, cause: Cause, pause: float | None, status: int, body: bytes) -> NoAnswer:
-        said = body[:_SAID].decode(errors="replace")
-        if cause is Cause.WITHOUT_ENDPOINT:
+    def _refused(self, cause: Cause, pause: float | None, status: int, body: bytes, answer: Sequence[Message]) -> NoAnswer:
+        said = self._upstream.without_key(body.decode(errors="replace"))[:_SAID]
+        told: Sequence[Message] = []
+        if cause is Cause.WITHOUT_ENDPOINT and status == 404 and self._asked.names_stored:
+            told = answer  # what is missing may be that
+        elif cause is Cause.WITHOUT_ENDPOINT:
             self._upstream.without(self._asked.path)
         elif cause is Cause.WITHOUT_MODEL:
             self._upstream.doubted.set()
@@ -130,7 +136,7 @@ class RemoteAttempt:
             status=status,
             said=said,
         )
-        return NoAnswer(cause, f"it answered {status}", pause)
+        return NoAnswer(cause, f"it answered {status}", pause, told)
 
     def _headers(self, response: httpx2.Response) -> dict[str, str]:
         kept = {name: response.headers[name] for name in _ALSO_KEPT if name in response.headers}
@@ -142,18 +148,24 @@ class RemoteAttempt:
     # A stream
 
     async def _pass_on(self, response: httpx2.Response) -> NoAnswer | None:
-        """Raises httpx2.HTTPError, Garbled."""
+        """The answer begins with the first event that has data: until then another replica may be asked. Raises httpx2.HTTPError, Garbled."""
         events, pieces = EventStream(), response.aiter_bytes()
+        begun, shown = False, bytearray()
         async for piece in pieces:
-            shown = bytearray()
             try:
                 for event in events.feed(piece):
-                    if not (self.meter.event(event) and self._asked.adds_usage):
+                    hidden = self.meter.event(event) and self._asked.adds_usage
+                    if not begun and self.meter.failed:
+                        said = self._upstream.without_key(event.raw.decode(errors="replace"))
+                        return await self._failed(f"its stream begins with an error: {said}", "its stream began with an error")
+                    begun = begun or event.data is not None or event.done
+                    if not hidden and (begun or len(shown) < _HELD):
                         shown += event.raw
             finally:
-                if shown:  # also what came before something that makes no sense
+                if begun and shown:  # also what came before something that makes no sense
                     await self._start(response)
                     await self._say(bytes(shown))
+                    shown.clear()
             if self.meter.done:
                 break
         if not self.meter.whole or events.unfinished:

@@ -61,6 +61,10 @@ class Upstream:
         """The URL of an endpoint. path: as here, which begins with /v1."""
         return self.url + path.removeprefix("/v1")
 
+    def without_key(self, text: str) -> str:
+        """What it said, for a log: some servers repeat the key that they refuse."""
+        return text.replace(self._key, "[key]") if self._key else text
+
     def credentials(self, path: str) -> dict[str, str]:
         """The headers with its key."""
         if not self._key:

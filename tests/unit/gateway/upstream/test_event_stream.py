@@ -40,7 +40,18 @@ def test_data_over_several_lines_is_one_object() -> None:
     assert event.data == {"a": 1}
 
 
-@pytest.mark.parametrize("raw", [b"data: {\n\n", b"data: 5\n\n", b"<html>\n\n", b"data: \xff\n\n", b'{"error": 1}\n\n'])
+@pytest.mark.parametrize(
+    "raw",
+    [b"data:\n\n", b"data: \n\n", b"data\n\n", b"data:\ndata:\n\n", b"event: a\ndata: \n\n", b"x-trace: 1\n\n", b"nothing\n\n", b"\n\n"],
+)
+def test_empty_data_and_unknown_fields_pass(raw: bytes) -> None:
+    stream = EventStream()
+    events = [*stream.feed(raw + chunk("a"))]
+    assert b"".join(event.raw for event in events) == raw + chunk("a")
+    assert [event.data is None and not event.done for event in events] == [True] * (len(events) - 1) + [False]
+
+
+@pytest.mark.parametrize("raw", [b"data: {\n\n", b"data: 5\n\n", b"<html>\n\n", b"data: \xff\n\n", b'{"error": 1}\n\n', b"Bad Gateway\n\n"])
 def test_garbage_is_no_event(raw: bytes) -> None:
     events = EventStream().feed(b": ping\n\n" + raw)
     assert next(events).data is None, "what came before it is told"
@@ -94,6 +105,42 @@ def test_whatever_stands_where_usage_should_nothing_breaks(event: dict[str, obje
         meter.event(StreamEvent(b"", {**event, field: odd}))
         meter.answer({**event, field: odd}, 40)
         assert meter.prompt >= 0 and meter.completion >= 0
+
+
+STARTED = b'data: {"type":"message_start","message":{"usage":{"input_tokens":5,"output_tokens":1}}}\n\n'
+DELTA = b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}\n\n'
+PING = b'data: {"type":"ping"}\n\n'
+FAILED = b'data: {"type":"error","error":{"type":"overloaded_error","message":"busy"}}\n\n'
+
+
+@pytest.mark.parametrize("end", [[], [FAILED]], ids=["left", "failed"])
+def test_what_a_stream_tells_at_its_beginning_is_not_all_that_it_costs(end: list[bytes]) -> None:
+    meter, _ = metered(STARTED, *[DELTA] * 20, *[PING] * 50, *end)
+    assert meter.prompt == 5 and meter.completion == 21 + len(end)
+
+
+def choice(index: int, reason: str | None) -> bytes:
+    return b"data: " + json.dumps({"choices": [{"index": index, "delta": {}, "finish_reason": reason}]}).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "whole"),
+    [
+        (1, [choice(0, None)], False),
+        (1, [choice(0, "stop")], True),
+        (2, [choice(0, "stop")], False),
+        (2, [choice(0, "stop"), choice(1, None)], False),
+        (2, [choice(0, "stop"), choice(1, None), choice(1, "length")], True),
+        (1, [choice(0, None), choice(1, None), choice(0, "stop")], False),
+        (2, [choice(0, "stop"), choice(1, "stop"), choice(0, None)], True),
+        (2, [choice(0, "stop"), DONE], True),
+    ],
+)
+def test_a_stream_is_whole_when_each_of_its_choices_is(asked: int, said: list[bytes], whole: bool) -> None:
+    meter, stream = Meter(40, asked), EventStream()
+    for event in stream.feed(b"".join(said)):
+        meter.event(event)
+    assert meter.whole is whole
 
 
 def test_embeddings_have_no_completion() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from shoal.errors import NotReady, QueueFull
 from shoal.gateway.upstream.upstreams import Upstreams
@@ -30,10 +31,14 @@ BROKEN: dict[str, Answer] = {
     "what it says is half an object": lambda _: said(b'{"id": 1'),
     "it is silent": lambda _: Say(hang=True),
     "it wants another key": lambda _: said({"error": {"message": "no"}}, 401),
+    "its account has no credit": lambda _: said({"error": {"message": "pay"}}, 402),
+    "it fails at great length": lambda _: said({"error": {"message": "x" * (1 << 20)}}, 400),
     "it is somewhere else": lambda _: Say([], 307, {"location": "http://127.0.0.1:1/"}),
     "its stream has no event": lambda _: streamed(),
     "its stream breaks off before an event": lambda _: streamed(b"data: {", None),
     "its stream begins with garbage": lambda _: streamed(b"data: {nonsense\n\n"),
+    "its stream has comments alone": lambda _: streamed(b": ping\n\n", b": ping\n\n", None),
+    "its stream begins with an error": lambda _: streamed(b": ping\n\n", b'data: {"error": {"message": "CUDA"}}\n\n', DONE),
 }
 
 
@@ -169,6 +174,37 @@ def test_what_the_upstream_does_after_the_end_keeps_nobody_waiting() -> None:
         assert text.endswith("[DONE]\n\n") and gate.engine.asked_elsewhere == [(far.url, "served", 11, 3)]
 
     over(work, FakeUpstream(answer=lambda _: streamed(chunk("one"), FINISH, USAGE, DONE, asyncio.Event())))
+
+
+def test_a_stream_of_which_one_choice_is_missing_is_broken() -> None:
+    async def work(gate: Gateway, far: FakeUpstream) -> None:
+        _, text = await gate.stream(n=2)
+        assert "ended before the answer did" in text and gate.engine.asked_elsewhere[0][1] == "failed"
+
+    over(work, FakeUpstream(answer=lambda _: streamed(chunk("one"), FINISH)))
+
+
+def test_comments_before_the_first_event_are_not_kept_for_ever() -> None:
+    async def work(gate: Gateway, far: FakeUpstream) -> None:
+        _, text = await gate.stream()
+        assert len(text) < 200_000 and text.startswith(": x") and text.endswith("[DONE]\n\n")
+
+    over(work, FakeUpstream(answer=lambda _: streamed(*[b": " + b"x" * 60_000 + b"\n\n"] * 10, chunk("one"), FINISH, DONE)))
+
+
+def test_the_key_that_an_upstream_repeats_is_not_logged() -> None:
+    async def work(gate: Gateway, far: FakeUpstream) -> None:
+        with capture_logs() as logs:
+            assert (await gate.chat()).status_code == 502
+            assert (await gate.stream())[0] == 502
+        assert len(logs) == 2 and "of-ours" not in str(logs) and str(logs).count("[key]") == 2
+
+    def repeating(heard: Heard) -> Say:
+        stream = heard.body.get("stream") is True  # whose log begins with a sentence; in both, what is logged would end within the key
+        message = {"error": {"message": "x" * (310 if stream else 350) + " wrong: sk-1234567890-of-ours-1234567890"}}
+        return streamed(b"data: " + json.dumps(message).encode() + b"\n\n") if stream else said(message, 401)
+
+    over(work, FakeUpstream(answer=repeating), keys={"": "sk-1234567890-of-ours-1234567890"})
 
 
 # Busy
@@ -389,6 +425,49 @@ def test_something_else_that_is_missing_is_the_clients_business() -> None:
         assert len(far.heard) == 2
 
     over(work, FakeUpstream(answer=lambda _: said(missing, 404)))
+
+
+NUMBERED: list[dict[str, Any]] = [
+    {"error": {"message": "there is no file f1", "type": "invalid_request_error", "param": "input", "code": 404}},
+    {"type": "error", "error": {"type": "not_found_error", "message": "there is no file f1"}},
+]
+
+
+@pytest.mark.parametrize("missing", NUMBERED)
+def test_what_is_missing_is_the_clients_business_without_a_code_too(missing: dict[str, Any]) -> None:
+    async def work(gate: Gateway, far: FakeUpstream) -> None:
+        for _ in range(2):
+            answer = await gate.http.post("/v1/messages", json={"model": "far", "messages": HI})
+            assert answer.status_code == 404 and answer.json() == missing
+        assert len(far.heard) == 2
+
+    over(work, FakeUpstream(answer=lambda _: said(missing, 404)))
+
+
+@pytest.mark.parametrize("named", [{"previous_response_id": "r1"}, {"conversation": {"id": "c1"}}])
+def test_a_stored_object_that_is_missing_takes_no_endpoint_from_others(named: dict[str, Any]) -> None:
+    missing = {"error": {"message": "Response with id 'r1' not found.", "type": "invalid_request_error", "param": None, "code": 404}}
+
+    async def work(gate: Gateway, far: FakeUpstream) -> None:
+        answer = await gate.http.post("/v1/responses", json={"model": "far", "input": "a", **named})
+        assert answer.status_code == 404 and answer.json() == missing
+        assert (await gate.http.post("/v1/responses", json={"model": "far", "input": "a"})).json() == WHOLE
+
+    def kept(heard: Heard) -> Say:
+        return said(missing, 404) if any(name in heard.body for name in named) else said(WHOLE)
+
+    over(work, FakeUpstream(answer=kept))
+
+
+def test_a_stored_object_is_found_where_it_is() -> None:
+    async def work(gate: Gateway, without: FakeUpstream, having: FakeUpstream) -> None:
+        for _ in range(2):
+            body = {"model": "far", "input": "a", "previous_response_id": "r1"}
+            assert (await gate.http.post("/v1/responses", json=body)).json() == WHOLE
+        assert len(having.heard) == 2 and not gate.upstreams.all[without.url].lacking
+
+    without = FakeUpstream(answer=lambda _: said({"error": {"message": "not found", "code": 404}}, 404))
+    over(work, without, FakeUpstream(), balance="round-robin")
 
 
 def test_a_model_that_is_gone_everywhere_is_told() -> None:
