@@ -161,6 +161,7 @@ def test_what_the_chart_sets_nobody_sets_again(made: list[Manifest]) -> None:
         ({"gateways": {"enabled": True, "autoscaling": {"enabled": True, "cpu": 0}}}, "cpu, sequences or both"),
         ({"gateways": {"enabled": True, "autoscaling": {"enabled": True, "minReplicas": 9}}}, "minReplicas is more than maxReplicas"),
         ({"gateways": {"settings": {"port": 1}}}, "/gateways/settings"),
+        ({"gateways": {"enabled": True}, "security": {"unprotected": True}}, "keys protect nothing"),
         ({"head": {"replicas": 0}}, "/head/replicas"),
         ({"head": {"settings": {"lease": "redis://r"}}}, "/head/settings"),
     ],

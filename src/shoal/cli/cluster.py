@@ -13,6 +13,7 @@ from shoal.cli.credentials import pairing_desk
 from shoal.cli.discover import announced, check_announcing
 from shoal.cli.finishing import finished
 from shoal.cli.loop import run
+from shoal.cli.open_api import check_open
 from shoal.cli.relocation import move_in
 from shoal.cli.show import described, err, expected, line, split
 from shoal.cli.waiting import stop_signal, until
@@ -118,16 +119,23 @@ def _check_lease(settings: HeadSettings) -> None:
 
 def _check_open(settings: HeadSettings) -> None:
     """Warns about what is open to the network. Raises ConfigError if that was not requested."""
-    usable = Keyring(settings.api.data_folder).usable
-    if settings.needs_key and not usable:
-        raise ConfigError(
-            f"--api-host {settings.api.api_host} is reachable from the network, and the API has no keys; make one with `shoal keys create NAME`, "
-            "or add --open-api to let whoever reaches it use it"
-        )
+    keyring = Keyring(settings.api.data_folder)
     if settings.unprotected and not is_loopback(settings.host):
-        err.print(f"[yellow]unprotected:[/yellow] whoever reaches {settings.host} can join this cluster and read all that is said in it")
-    if settings.api.exposed and not usable:
-        err.print(f"[yellow]open API:[/yellow] whoever reaches {settings.api.api_host} can use the model")
+        _warn_unprotected(settings, keyring.required)
+    check_open(settings.served_api, keyring.usable)
+
+
+def _warn_unprotected(settings: HeadSettings, keys: bool) -> None:
+    """keys: whether the API requires one. Raises ConfigError."""
+    may = "join this cluster and read all that is said in it"
+    if settings.gateway_port:
+        if keys:
+            raise ConfigError(
+                f"the API has keys, and with --unprotected whoever reaches --gateway-port on {settings.host} would do what operators may "
+                "without one; leave out --unprotected or --gateway-port, or name another --data folder, without keys"
+            )
+        may = "join this cluster, read all that is said in it, and do what operators may"
+    err.print(f"[yellow]unprotected:[/yellow] whoever reaches {settings.host} can {may}")
 
 
 async def _up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:

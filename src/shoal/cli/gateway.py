@@ -13,8 +13,9 @@ import structlog
 from shoal.address import Address, http_url, parse_address
 from shoal.cli.finishing import finished
 from shoal.cli.loop import run
+from shoal.cli.open_api import check_open
 from shoal.cli.relocation import move_in
-from shoal.cli.show import err, line
+from shoal.cli.show import line
 from shoal.cli.waiting import stop_signal, until
 from shoal.config import ApiSettings, GatewaySettings
 from shoal.discovery.addresses import reached_at
@@ -100,7 +101,7 @@ class _Gateway:
             engines, self._engines = self._engines, None
             chosen, began = self._settings.serving(engines.settings), now()
             if first:
-                self._check_open(chosen, engines)
+                check_open(chosen, engines.home is not None and engines.home.keyring.usable, "on the head ")
                 line(f"API on {http_url(reached_at(chosen.api_host), self._socket.getsockname()[1])}/v1")
             first = False
             line(f"serving for the head at {self._heads.address}")
@@ -173,17 +174,6 @@ class _Gateway:
             raise RemoteProtocolError("the head took this gateway for one of its own processes")
         app = create_app(engines, chosen, home.keyring, engines.limiter, engines.operator, Home(home.responses, home.api))
         return ApiServer(app, self._socket.dup(), chosen)
-
-    def _check_open(self, chosen: ApiSettings, engines: RemoteEngines) -> None:
-        """Raises ConfigError."""
-        usable = engines.home is not None and engines.home.keyring.usable
-        if chosen.needs_key and not usable:
-            raise ConfigError(
-                f"--api-host {chosen.api_host} is reachable from the network, and the API has no keys; make one on the head with `shoal keys "
-                "create NAME`, or add --open-api to let whoever reaches it use it"
-            )
-        if chosen.exposed and not usable:
-            err.print(f"[yellow]open API:[/yellow] whoever reaches {chosen.api_host} can use the model")
 
 
 async def _first(tasks: set[asyncio.Future[None]], work: Coroutine[Any, Any, None]) -> None:

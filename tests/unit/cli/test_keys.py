@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -104,6 +105,19 @@ def test_an_address_of_the_network_wants_a_key_that_is_good(tmp_path: Path) -> N
     keys("revoke", "alice")
     with pytest.raises(ConfigError, match="shoal keys create"):
         _check_open(settings)
+
+
+def test_keys_are_worth_nothing_beside_a_gateway_port_that_anyone_may_reach(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    api = ApiSettings(data=str(tmp_path))
+    everywhere = HeadSettings(api=api, host="192.0.2.1", unprotected=True, gateway_port=7424)
+    _check_open(everywhere)
+    assert "do what operators may" in " ".join(capsys.readouterr().err.split())
+    keys("create", "alice")
+    keys("revoke", "alice")  # which opens nothing
+    with pytest.raises(ConfigError, match="--gateway-port"):
+        _check_open(everywhere)
+    for other in ({"unprotected": False}, {"gateway_port": 0}, {"host": "127.0.0.1"}):
+        _check_open(dataclasses.replace(everywhere, **other))
 
 
 def test_serve_says_so_before_it_fetches_anything(tmp_path: Path) -> None:
