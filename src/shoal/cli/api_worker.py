@@ -39,7 +39,7 @@ async def serve(path: Path, address: socket.socket) -> None:
     api = ApiServer(app, address, settings)
     on_signal(signal.SIGTERM, api.stop)
     hearing, serving = asyncio.create_task(engines.run()), asyncio.create_task(api.serve())
-    finishing = asyncio.create_task(_finish(engines, api))
+    finishing = asyncio.create_task(engines.finish(api.finish))
     await asyncio.wait({hearing, serving}, return_when=asyncio.FIRST_COMPLETED)
     if not serving.done():
         # The same as when a head that serves the API itself is killed: connections end without a last message, and clients that named
@@ -48,16 +48,12 @@ async def serve(path: Path, address: socket.socket) -> None:
             log.error("an API worker cannot go on", reason=str(error))
         os._exit(1)
     finishing.cancel()
-    await asyncio.gather(finishing, return_exceptions=True)
+    (failed,) = await asyncio.gather(finishing, return_exceptions=True)
     await engines.close()
     await hearing
     serving.result()
-
-
-async def _finish(engines: RemoteEngines, api: ApiServer) -> None:
-    await engines.finishing.wait()
-    await api.finish()
-    engines.finished()
+    if isinstance(failed, Exception):
+        raise failed
 
 
 def main() -> None:

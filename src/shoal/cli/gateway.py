@@ -146,7 +146,8 @@ class _Gateway:
         try:
             await _prepared(engines, hearing)
             api = self._api(engines, chosen)
-            serving, finishing, stopping = [asyncio.ensure_future(work) for work in (api.serve(), _finish(engines, api), self._stop.wait())]
+            works = api.serve(), engines.finish(api.finish), self._stop.wait()
+            serving, finishing, stopping = [asyncio.ensure_future(work) for work in works]
             await asyncio.wait({hearing, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if stopped := self._stop.is_set():
                 await _first({hearing}, finished(api, self._stop, chosen.grace))
@@ -159,8 +160,10 @@ class _Gateway:
                 api.stop()
             for task in (finishing, stopping):
                 task.cancel()
-            await asyncio.gather(finishing, stopping, return_exceptions=True)
+            failed, _ = await asyncio.gather(finishing, stopping, return_exceptions=True)
             await serving
+            if isinstance(failed, Exception):
+                raise failed
             return stopped
         finally:
             await engines.close()
@@ -192,13 +195,6 @@ async def _prepared(engines: RemoteEngines, hearing: asyncio.Future[None]) -> No
     (outcome,) = await asyncio.gather(preparing, return_exceptions=True)
     if isinstance(outcome, Exception):
         log.error("the tokenizer of the default model cannot be opened; requests for it are refused", reason=str(outcome))
-
-
-async def _finish(engines: RemoteEngines, api: ApiServer) -> None:
-    """When the head is about to end, it waits for its gateways' requests."""
-    await engines.finishing.wait()
-    await api.finish()
-    engines.finished()
 
 
 async def _gateway(settings: GatewaySettings, texts: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import socket
@@ -13,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from shoal.address import listening_socket
+from shoal.beside import beside
 from shoal.config import ListenerSettings
 from shoal.gateway.auth.gate import MAX_HEADER_BYTES, MAX_TARGET
 from shoal.gateway.auth.keyring import Keyring
@@ -98,13 +98,8 @@ class ApiServer:
 
     async def serve(self) -> None:
         """Runs until stop() is called."""
-        beside = [asyncio.ensure_future(work) for work in (self.connections.watch(), self._service.keyring.keep())]
-        try:
+        async with beside(self.connections.watch(), self._service.keyring.keep()):
             await self._server.serve(sockets=[self._socket])
-        finally:
-            for task in beside:
-                task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
 
     async def finish(self) -> None:
         """Accepts no more requests, and waits until the current ones are answered."""

@@ -12,12 +12,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
 
 from shoal.address import http_url
+from shoal.beside import beside
 from shoal.config import ApiSettings
 from shoal.discovery.addresses import reached_at
 from shoal.gateway.engines import Engines
@@ -76,23 +78,27 @@ class ApiWorkers:
         return int(self._socket.getsockname()[1])
 
     async def serve(self) -> None:
-        """Runs until stop() is called."""
+        """Runs until stop() is called. Raises ConfigError if the port for gateways cannot be used."""
         with tempfile.TemporaryDirectory(prefix="shoal-", dir=_folder_for_sockets(tempfile.gettempdir())) as folder:
-            path = Path(folder) / "engine"
-            await self._engine.start(path)
-            keepers = [asyncio.create_task(self._keep(path)) for _ in range(self._count)]
-            beside = [] if self._home is None else [asyncio.create_task(self._home.keyring.keep())]
-            try:
+            async with AsyncExitStack() as stack:
+                if self._home is not None:  # ends last: gateways tell what keys were used for until they are gone
+                    await stack.enter_async_context(beside(self._home.keyring.keep()))
+                path = Path(folder) / "engine"
+                await self._engine.start(path)
+                stack.push_async_callback(self._engine.close)
                 if self._door is not None:
                     await self._door.start()
-                await asyncio.gather(*keepers)
-            finally:
-                for task in (*keepers, *beside):
-                    task.cancel()
-                await asyncio.gather(*keepers, *beside, return_exceptions=True)
-                if self._door is not None:
-                    await self._door.close()
-                await self._engine.close()
+                    stack.push_async_callback(self._door.close)
+                await self._keep_all(path)
+
+    async def _keep_all(self, path: Path) -> None:
+        keepers = [asyncio.create_task(self._keep(path)) for _ in range(self._count)]
+        try:
+            await asyncio.gather(*keepers)
+        finally:
+            for task in keepers:
+                task.cancel()
+            await asyncio.gather(*keepers, return_exceptions=True)
 
     async def finish(self) -> None:
         await self._engine.finish()

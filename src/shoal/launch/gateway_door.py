@@ -11,7 +11,7 @@ import structlog
 
 from shoal import __version__
 from shoal.address import join_host_port, listening_socket, of_socket
-from shoal.errors import ProtocolError
+from shoal.errors import ConfigError, ProtocolError
 from shoal.gateway.workers.greeting import answer
 from shoal.gateway.workers.server import EngineServer
 from shoal.security.certificates import Role, role_of
@@ -33,7 +33,10 @@ class GatewayDoor:
 
     async def start(self) -> None:
         """Raises ConfigError if the address cannot be used."""
-        bound = await asyncio.to_thread(listening_socket, self._host, self._port)
+        try:
+            bound = await asyncio.to_thread(listening_socket, self._host, self._port)
+        except ConfigError as error:
+            raise ConfigError(f"--gateway-port: {error}") from None
         limits: dict[str, Any] = {} if self._context is None else {"ssl_handshake_timeout": _HANDSHAKE}
         self._server = await asyncio.start_server(self._accept, sock=bound, ssl=self._context, **limits)
 

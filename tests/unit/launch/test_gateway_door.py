@@ -270,6 +270,47 @@ def test_use_at_gateways_is_written_down_at_the_head(folder: Path) -> None:
     run(one, folder, work)
 
 
+def test_the_head_knows_all_use_at_a_gateway_that_has_finished(folder: Path) -> None:
+    """It may end at once then, and hears nothing more."""
+
+    async def work(made: Door) -> None:
+        key, _ = KeyStore(made.settings.data_folder).create("alice", time())
+        gateway = await made.join()
+        home = gateway.home
+        assert home is not None
+
+        async def finish() -> None:
+            home.keyring.used(key.id, requests=1, prompt=7, completion=9)
+
+        ending = asyncio.ensure_future(gateway.finish(finish))
+        await made.server.finish()
+        made.home.keyring.flush()
+        await ending
+        (kept,) = made.home.keyring.all()
+        assert (kept.requests, kept.prompt_tokens, kept.completion_tokens) == (1, 7, 9) and kept.last_used
+
+    run(one, folder, work)
+
+
+def test_a_gateway_that_cannot_finish_does_not_say_that_it_has(folder: Path) -> None:
+    async def work(made: Door) -> None:
+        gateway = await made.join()
+
+        async def finish() -> None:
+            raise ZeroDivisionError
+
+        ending = asyncio.ensure_future(gateway.finish(finish))
+        head = asyncio.ensure_future(made.server.finish())
+        with pytest.raises(ZeroDivisionError):
+            await ending
+        await gateway.scrape()
+        assert not head.done()
+        await made.lose(gateway)
+        await head
+
+    run(one, folder, work)
+
+
 def test_operators_manage_the_heads_keys_from_a_gateway(folder: Path) -> None:
     async def work(made: Door) -> None:
         gateway = await made.join()

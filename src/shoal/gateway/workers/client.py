@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -125,6 +125,14 @@ class RemoteEngines(ServedEngines):
         """Ends what is still running, here and at the head."""
         self._link.end(ClusterError("the server's engine is gone"))
         await self._channel.close()
+
+    async def finish(self, finish: Callable[[], Awaitable[None]]) -> None:
+        """When the head is about to end, it waits for the requests that are unfinished here. finish: ends them, and accepts no more."""
+        await self.finishing.wait()
+        await finish()
+        if self.home is not None:  # the head may be gone as soon as this one has finished
+            await asyncio.to_thread(self.home.keyring.flush)
+        self.finished()
 
     def finished(self) -> None:
         """Reports that no request is unfinished any more."""
