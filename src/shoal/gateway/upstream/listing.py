@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any, cast
 
@@ -13,6 +14,8 @@ from shoal.observed.models import UpstreamModel
 
 _PATH = "/v1/models"
 _PATIENCE = httpx2.Timeout(5.0)
+_LONGEST = 15.0
+"""Seconds until it has said all, however it says that."""
 _LARGEST = 4 << 20
 _LONGEST_NAME = 512
 
@@ -27,6 +30,14 @@ class Unlisted(Exception):
 
 async def listed(client: httpx2.AsyncClient, upstream: Upstream, own: str) -> dict[str, UpstreamModel]:
     """Its models by name, without those that it has from this server, whose id is `own`. Raises Unlisted."""
+    try:
+        async with asyncio.timeout(_LONGEST):
+            return await _listed(client, upstream, own)
+    except TimeoutError:
+        raise Unlisted(f"it does not say all within {_LONGEST:g} s", sure=False) from None
+
+
+async def _listed(client: httpx2.AsyncClient, upstream: Upstream, own: str) -> dict[str, UpstreamModel]:
     headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Via": f"1.1 {own}", **upstream.credentials(_PATH)}
     try:
         async with client.stream("GET", upstream.at(_PATH), headers=headers, timeout=_PATIENCE) as answer:
@@ -36,8 +47,8 @@ async def listed(client: httpx2.AsyncClient, upstream: Upstream, own: str) -> di
         raise Unlisted(f"it does not answer within {_PATIENCE.read:g} s", sure=not slow) from None
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise Unlisted(f"it cannot be reached: {error or type(error).__name__}") from None
-    if answer.status_code in (401, 403):
-        raise Unlisted(f"it answers {answer.status_code} and wants another key: see --upstream-key-file")
+    if answer.status_code in (401, 402, 403):
+        raise Unlisted(f"it answers {answer.status_code} and wants another key, or its account has no credit: see --upstream-key-file")
     if answer.status_code != 200:
         raise Unlisted(f"it answers {answer.status_code} when it is asked for its models at {upstream.at(_PATH)}")
     if (models := read_models(raw)) is None:

@@ -8,15 +8,19 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 from structlog.testing import capture_logs
 
 from shoal.errors import NotReady, QueueFull
+from shoal.gateway.upstream.listing import Unlisted, listed
+from shoal.gateway.upstream.upstream import Upstream
 from shoal.gateway.upstream.upstreams import Upstreams
 from tests.support.engine import FakeEngine
 from tests.support.fake_upstream import DONE, FINISH, USAGE, WHOLE, FakeUpstream, Heard, Say, chunk, said, streamed
 from tests.support.forwarding import CHAT, HI, Gateway, over
 from tests.support.http import eventually
+from tests.support.peers import listener
 
 Answer = Callable[[Heard], Say]
 
@@ -324,6 +328,25 @@ def test_one_that_does_not_say_what_it_has_is_told_once(listing: Say, why: str) 
         assert (await gate.chat()).status_code == 200 and [view.state for view in gate.engine.views][1:] == [""]
 
     over(work, FakeUpstream(models=listing), ready=False)
+
+
+def test_one_that_is_never_silent_and_never_done_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        while True:
+            writer.write(b"1\r\n \r\n")
+            await asyncio.sleep(0.01)
+
+    async def go() -> None:
+        async with listener(drip) as port, httpx.AsyncClient(trust_env=False) as client:
+            upstream = Upstream(f"http://127.0.0.1:{port}/v1")
+            async with asyncio.timeout(60):
+                with pytest.raises(Unlisted, match="does not say all") as caught:
+                    await listed(client, upstream, "shoal-0")
+            assert not caught.value.sure
+
+    monkeypatch.setattr("shoal.gateway.upstream.listing._LONGEST", 0.5)
+    asyncio.run(go())
 
 
 def test_models_that_come_and_go_are_followed() -> None:
