@@ -22,8 +22,8 @@ from shoal.discovery.addresses import reached_at
 from shoal.errors import ClusterError, ConfigError, RemoteProtocolError, ShoalError, ShuttingDown
 from shoal.folders import cache_dir
 from shoal.gateway.app import Home, create_app
-from shoal.gateway.endpoints.away import create_away
 from shoal.gateway.server import ApiServer, listening
+from shoal.gateway.standing_by import StandbyServer
 from shoal.gateway.workers.client import RemoteEngines
 from shoal.launch.head_search import HeadSearch, is_final
 from shoal.launch.keys import kept_credentials, kept_path
@@ -37,6 +37,10 @@ log = structlog.get_logger()
 
 PORT = 7420
 """A head's control port, if none is said."""
+_AT_ONCE = 1.0
+"""Seconds that its first head may take before clients are told that there is none."""
+_PREPARING = 10.0
+"""Seconds that a head may take to give what answers need, before the gateway serves."""
 _SETTLED = 10.0
 """Seconds after which a conversation that ends counts as having been a healthy one."""
 
@@ -112,21 +116,39 @@ class _Gateway:
             line(f"{self._why}; this gateway looks for it again")
 
     async def _look(self, first: bool, backoff: Backoff) -> None:
-        """Returns with the engines of a head; serves the reason why there is none meanwhile. Raises ShoalError."""
-        if first and await self._found(first):
-            return
-        away = ApiServer(create_away(lambda: f"this gateway has no head: {self._why}"), self._socket.dup(), self._settings)
+        """Returns with the engines of a head; serves the reason why there is none meanwhile. Raises ShoalError if the first one does not
+        take it, for good."""
+        finding = asyncio.ensure_future(self._find(first, backoff))
+        try:
+            await asyncio.wait({finding}, timeout=_AT_ONCE if first else 0)
+            if not finding.done():
+                await self._tell_why(finding)
+            finding.result()
+        finally:
+            finding.cancel()
+            await asyncio.gather(finding, return_exceptions=True)
+
+    async def _tell_why(self, finding: asyncio.Future[None]) -> None:
+        """Serves the reason why there is no head, until it is found or cannot be."""
+        if not self._why:
+            self._why = f"the head at {self._heads.address} has not answered yet"
+            line(f"{self._why}; this gateway waits for it")
+        away = StandbyServer(self._socket.dup(), lambda: f"this gateway has no head: {self._why}")
         serving = asyncio.ensure_future(away.serve())
         try:
-            while True:
-                await asyncio.wait({serving}, timeout=backoff.next(self._rng))
-                if serving.done():
-                    serving.result()
-                if await self._found(first):
-                    return
+            await asyncio.wait({finding, serving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             away.stop()
             await serving
+
+    async def _find(self, first: bool, backoff: Backoff) -> None:
+        """Raises ShoalError."""
+        if first and await self._found(first):
+            return
+        while True:
+            await asyncio.sleep(backoff.next(self._rng))
+            if await self._found(first):
+                return
 
     async def _found(self, first: bool) -> bool:
         """Whether a head has taken it. Raises ShoalError if the first one does not, for good."""
@@ -188,9 +210,9 @@ async def _first(tasks: set[asyncio.Future[None]], work: Coroutine[Any, Any, Non
 
 
 async def _prepared(engines: RemoteEngines, hearing: asyncio.Future[None]) -> None:
-    """Returns when the default model's tokenizer is open, cannot be, or the head is gone."""
+    """Returns when the default model's tokenizer is open, cannot be, or takes long, as requests for it then do; or when the head is gone."""
     preparing = asyncio.ensure_future(engines.prepare())
-    await asyncio.wait({preparing, hearing}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({preparing, hearing}, timeout=_PREPARING, return_when=asyncio.FIRST_COMPLETED)
     preparing.cancel()
     (outcome,) = await asyncio.gather(preparing, return_exceptions=True)
     if isinstance(outcome, Exception):

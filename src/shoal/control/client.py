@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -78,18 +79,24 @@ class ControlClient:
 
 
 async def locked(address: str, timeout: float = 5.0) -> bool:
-    """Whether a head that accepts connections requires a certificate."""
-    client = ControlClient(address)
+    """Whether a head that accepts connections requires a certificate: it alone answers in TLS, and asks for one after that. Raises
+    ConfigError."""
+    host, port = parse_address(address)
     try:
         async with asyncio.timeout(timeout):
-            await client.connected()
-    except NotPaired:
-        return True
-    except (TimeoutError, ClusterError):
-        pass
-    finally:
-        await client.close()
-    return False
+            _, writer = await asyncio.open_connection(host, port, ssl=_anybodys())
+    except OSError:  # TimeoutError and ssl.SSLError are some
+        return False
+    writer.transport.abort()
+    return True
+
+
+def _anybodys() -> ssl.SSLContext:
+    """TLS with whoever answers, to whom nothing is said."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 class Unanswered(NamedTuple):

@@ -1,4 +1,4 @@
-"""The API of a head that does not lead: it refuses every request, and says which head leads."""
+"""An API without an engine, of a head that does not lead or a gateway without a head: it refuses every request, and says why."""
 
 from __future__ import annotations
 

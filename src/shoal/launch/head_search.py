@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from shoal import __version__
 from shoal.address import Address, join_host_port
 from shoal.control.client import describe, locked, refused
-from shoal.errors import ClusterError, ConfigError, NotPaired, ProtocolError, ShoalError, UserError, VersionMismatch
+from shoal.errors import ClusterError, ConfigError, NotPaired, ShoalError, UserError, VersionMismatch
 from shoal.gateway.workers.client import RemoteEngines
 from shoal.gateway.workers.greeting import greet
 from shoal.launch.gateway_door import keep_alive
@@ -19,6 +20,7 @@ from shoal.security.certificates import Role, server_name
 from shoal.security.credentials import Credentials
 
 _PATIENCE = 10.0  # seconds for a connection
+_LONGEST = 30.0  # seconds until a head has taken a gateway
 
 
 class HeadSearch:
@@ -47,6 +49,14 @@ class HeadSearch:
 
     async def _connect(self, address: Address) -> RemoteEngines:
         """Raises ShoalError."""
+        try:
+            async with asyncio.timeout(_LONGEST):
+                return await self._joined(address)
+        except TimeoutError:
+            raise ClusterError(f"the head at {address} does not take this gateway within {_LONGEST:g} s") from None
+
+    async def _joined(self, address: Address) -> RemoteEngines:
+        """Raises ShoalError."""
         where = str(address)
         if (why := await refused(where)) is not None:
             raise ClusterError(f"no head at {where}: {why.why}")
@@ -67,22 +77,22 @@ class HeadSearch:
         except OSError as error:  # TimeoutError is one
             why = getattr(error, "strerror", None) or str(error) or f"no answer within {_PATIENCE:g} s"
             raise ClusterError(f"the gateway port {door} of the head cannot be reached: {why}") from error
-        try:
-            keep_alive(writer)
-            await greet(reader, writer, __version__)
-            return await RemoteEngines.join(reader, writer, opened, self._name, self._cache)
-        except (EOFError, OSError) as error:
-            writer.close()
-            raise ClusterError(f"the head at {where} hung up") from error
-        except ConfigError as error:
-            writer.close()
-            raise ConfigError(f"the head at {where} takes no such gateway: {error}") from error
-        except VersionMismatch as error:
-            writer.close()
-            raise VersionMismatch(f"{error.theirs} (the head at {where})", error.ours) from error
-        except ProtocolError:
-            writer.close()
-            raise
+        with ExitStack() as stack:
+            stack.callback(writer.close)
+            try:
+                keep_alive(writer)
+                await greet(reader, writer, __version__)
+                engines = await RemoteEngines.join(reader, writer, opened, self._name, self._cache)
+            except TimeoutError as error:
+                raise ClusterError(f"the gateway port {door} of the head is open, but nothing answers there") from error
+            except (EOFError, OSError) as error:
+                raise ClusterError(f"the head at {where} hung up") from error
+            except ConfigError as error:
+                raise ConfigError(f"the head at {where} takes no such gateway: {error}") from error
+            except VersionMismatch as error:
+                raise VersionMismatch(f"{error.theirs} (the head at {where})", error.ours) from error
+            stack.pop_all()
+        return engines
 
 
 def is_final(error: ShoalError) -> bool:

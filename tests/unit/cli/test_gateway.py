@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,14 +13,16 @@ import httpx2 as httpx
 import pytest
 from typer.testing import CliRunner
 
+from shoal import __version__
 from shoal.address import Address
 from shoal.cli.app import app
-from shoal.cli.gateway import gateway_credentials, head_address
+from shoal.cli.gateway import _Gateway, gateway_credentials, head_address
 from shoal.config import ApiSettings, GatewaySettings
 from shoal.control.messages import ClusterDescription, DismissAnswer, DismissRequest, NodeMessage
 from shoal.control.server import ControlServer, NodeConnection
 from shoal.errors import ClusterError, ConfigError, NotPaired, ShoalError, VersionMismatch
-from shoal.gateway.endpoints.away import create_away
+from shoal.gateway.server import listening
+from shoal.gateway.standing_by import StandbyServer
 from shoal.launch import gateway_door, head_search
 from shoal.launch.head_search import HeadSearch, is_final
 from shoal.launch.keys import kept_path
@@ -28,6 +31,7 @@ from shoal.security.certificates import Role
 from shoal.security.credentials import Credentials
 from tests.support.cluster import free_port
 from tests.support.doors import Door, door
+from tests.support.peers import Peer, listener, silent
 from tests.support.several import Called, served
 
 
@@ -132,10 +136,10 @@ class Attendant:
 
 
 @asynccontextmanager
-async def control(port: int, shown: Credentials | None = None) -> AsyncIterator[Address]:
+async def control(port: int, shown: Credentials | None = None, at: int = 0) -> AsyncIterator[Address]:
     """A control port that tells of that port for gateways."""
     server = ControlServer(Attendant(port), shown)
-    await server.start("127.0.0.1", 0)
+    await server.start("127.0.0.1", at)
     try:
         yield Address("127.0.0.1", server.port)
     finally:
@@ -225,13 +229,123 @@ def test_what_does_not_take_it_is_no_head(said: bytes) -> None:
     asyncio.run(go())
 
 
+async def welcoming(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """And then silent."""
+    await reader.readline()
+    writer.write(f"welcome {__version__}\n".encode())
+    await silent(reader, writer)
+
+
+async def closing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """As what forwards to a head that is not there may do, after a while."""
+    await asyncio.sleep(0.6)
+
+
+def test_what_forwards_and_hangs_up_late_is_no_head_that_wants_a_code() -> None:
+    async def go() -> None:
+        async with listener(closing) as port:
+            with pytest.raises(ClusterError) as caught:
+                await HeadSearch([Address("127.0.0.1", port)], None, "g", Path("unused")).connect()
+            assert not is_final(caught.value)
+
+    asyncio.run(go())
+
+
+def test_a_head_that_says_nothing_after_its_welcome_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def go() -> None:
+        async with listener(welcoming) as port, control(port) as address:
+            with pytest.raises(ClusterError, match="does not take this gateway within 3 s") as caught:
+                async with asyncio.timeout(60):
+                    await HeadSearch([address], None, "g", Path("unused")).connect()
+            assert not is_final(caught.value)
+
+    monkeypatch.setattr(head_search, "_LONGEST", 3.0)
+    asyncio.run(go())
+
+
 # Without a head
+
+
+@asynccontextmanager
+async def gateway(where: str, folder: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """One that looks for its first head, and does not end before it is told to."""
+    stop = asyncio.Event()
+    with listening("127.0.0.1", 0) as address:
+        looking = HeadSearch([head_address(where)], None, "g", folder / "cache")
+        running = asyncio.ensure_future(_Gateway(GatewaySettings(data=str(folder / "data")), looking, address, stop).run())
+        try:
+            url = f"http://127.0.0.1:{address.getsockname()[1]}"
+            async with asyncio.timeout(60), httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as http:
+                yield http
+            assert not running.done()
+        finally:
+            stop.set()
+            await running
+
+
+@pytest.mark.parametrize(
+    ("peer", "words"),
+    [
+        (silent, "has not answered yet"),
+        (closing, "no head: the process that listens at .* does not answer"),
+        (None, "nothing listens there"),
+    ],
+    ids=["it is slow", "something forwards to it", "it is not there yet"],
+)
+def test_a_gateway_waits_for_its_first_head_and_says_what_for(peer: Peer | None, words: str, tmp_path: Path) -> None:
+    async def told(port: int) -> None:
+        async with gateway(f"127.0.0.1:{port}", tmp_path) as http:
+            assert (await http.get("/health/live")).status_code == 200
+            while not re.search(words, (answer := await http.get("/health/ready")).json()["reason"]):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            assert answer.status_code == 503
+
+    async def go() -> None:
+        async with listener(peer or silent) as port:
+            await told(free_port() if peer is None else port)
+
+    asyncio.run(go())
+
+
+def test_a_gateway_waits_for_a_name_that_stands_for_no_head_yet(tmp_path: Path) -> None:
+    async def go() -> None:
+        async with gateway("head.invalid", tmp_path) as http:
+            while "no head at head.invalid:7420" not in (await http.get("/health/ready")).json()["reason"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+    asyncio.run(go())
+
+
+def test_a_gateway_serves_a_head_that_comes_late(tmp_path: Path) -> None:
+    async def work(made: Door) -> None:
+        port = free_port()
+        async with gateway(f"127.0.0.1:{port}", tmp_path) as http:
+            assert (await http.get("/health/ready")).status_code == 503
+            async with control(made.port, at=port):
+                while (await http.get("/health/ready")).status_code != 200:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+                assert [card["id"] for card in (await http.get("/v1/models")).json()["data"]] == ["alpha"]
+
+    async def go() -> None:
+        async with door(served(Called("alpha"), aliases={}), tmp_path, protected=False) as made:
+            await work(made)
+
+    asyncio.run(go())
 
 
 def test_a_gateway_without_a_head_says_why() -> None:
     async def go() -> None:
-        app = create_away(lambda: "it is being started")
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http:
+        with listening("127.0.0.1", 0) as address:
+            away = StandbyServer(address.dup(), lambda: "it is being started")
+            serving = asyncio.ensure_future(away.serve())
+            try:
+                await told(f"http://127.0.0.1:{address.getsockname()[1]}")
+            finally:
+                away.stop()
+                await serving
+
+    async def told(url: str) -> None:
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
             assert (await http.get("/health/live")).json() == {"live": True}
             assert (await http.get("/health")).json() == {"live": True, "ready": False, "reason": "it is being started", "models": []}
             assert (await http.get("/health/ready")).status_code == 503
