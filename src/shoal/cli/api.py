@@ -13,7 +13,7 @@ from shoal.gateway.app import create_app
 from shoal.gateway.server import ApiServer
 from shoal.launch.api_workers import ApiWorkers, GatewayPort
 from shoal.launch.engines import HeadEngines
-from shoal.launch.upstream_keys import upstream_keys
+from shoal.launch.upstreams import upstreams_of
 from shoal.node.head import Head
 from shoal.node.model_keeper import ModelKeeper
 from shoal.text.tokenizer_parts import TokenizerFiles
@@ -56,9 +56,5 @@ def api_of(head: Head, keeper: ModelKeeper, settings: HeadSettings, address: soc
         context = credentials.server_context() if credentials is not None else None
         gateways = GatewayPort(settings.host, settings.gateway_port, context) if settings.gateway_port else None
         return ApiWorkers(engines, files, api, address, "text" if err.log is None else "json", verbose, head.operator, gateways)
-    upstreams = None
-    if api.upstreams:
-        from shoal.gateway.upstream.upstreams import Upstreams
-
-        upstreams = Upstreams(api, upstream_keys(api), engines.upstream_changed)
-    return ApiServer(create_app(engines, api, operator=head.operator, upstreams=upstreams), address, settings.api)
+    app = create_app(engines, api, operator=head.operator, upstreams=upstreams_of(api, engines))
+    return ApiServer(app, address, settings.api)

@@ -21,7 +21,7 @@ from shoal.gateway.app import create_app
 from shoal.gateway.server import ApiServer
 from shoal.gateway.workers.client import RemoteEngines
 from shoal.launch.tokenizers import opened
-from shoal.launch.upstream_keys import upstream_keys
+from shoal.launch.upstreams import upstreams_of
 
 log = structlog.get_logger()
 
@@ -30,11 +30,7 @@ async def serve(path: Path, address: socket.socket) -> None:
     """Runs until the head ends it or is gone."""
     engines = await RemoteEngines.connect(path, opened)
     settings = engines.settings
-    upstreams = None
-    if settings.upstreams:
-        from shoal.gateway.upstream.upstreams import Upstreams
-
-        upstreams = Upstreams(settings, upstream_keys(settings), engines.upstream_changed, engines.server)
+    upstreams = upstreams_of(settings, engines, engines.server)
     app = create_app(engines, settings, limiter=engines.limiter, operator=engines.operator, upstreams=upstreams)
     api = ApiServer(app, address, settings)
     on_signal(signal.SIGTERM, api.stop)

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 import structlog
 
 from shoal.observed.event import EventKind
-from shoal.observed.models import UpstreamView
+from shoal.observed.models import UNHEARD, UpstreamView
 from shoal.telemetry.event_ring import EventRing
 
 log = structlog.get_logger()
-
-_UNHEARD = "it has not been asked yet"
 
 
 class UpstreamViews:
@@ -20,7 +18,7 @@ class UpstreamViews:
 
     def __init__(self, events: EventRing, urls: Sequence[str]) -> None:
         self._events = events
-        self._views = {url: UpstreamView(url, _UNHEARD) for url in urls}
+        self._views = {url: UpstreamView(url, UNHEARD) for url in urls}
 
     @property
     def all(self) -> list[UpstreamView]:

@@ -94,6 +94,10 @@ class UpstreamModel(msgspec.Struct, frozen=True):
     via: list[str] = []
 
 
+UNHEARD = "it has not been asked yet"
+"""The state of an upstream at first."""
+
+
 class UpstreamView(msgspec.Struct, frozen=True):
     """Another server that answers for some models. state: why it takes no requests; ''."""
 

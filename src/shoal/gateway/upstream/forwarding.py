@@ -6,6 +6,9 @@ breaks off, is busy or has no such endpoint is followed by the next. After that,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,7 +29,8 @@ from shoal.gateway.upstream.no_answer import NoAnswer, most_useful
 from shoal.gateway.upstream.remote import RemoteAttempt
 from shoal.gateway.upstream.replicas import HERE, ReplicaSet
 from shoal.gateway.upstream.upstreams import Upstreams
-from shoal.serving.balancing.text_pieces import inquiry_of
+from shoal.serving.balancing.inquiry import Inquiry
+from shoal.serving.balancing.text_pieces import TOKEN, inquiry_of
 
 PATHS = {
     "/v1/chat/completions": "chat",
@@ -99,7 +103,7 @@ class Forwarding:
                 return None
             raise self._nobody(asked)
         if len(members) > 1:
-            asked.inquiry = await work(len(raw), inquiry_of, body) if len(raw) >= LARGE else inquiry_of(body)
+            asked.inquiry = await _inquiry(raw, body, replicas)
         return asked, replicas
 
     def _nobody(self, asked: Asked) -> ShoalError:
@@ -161,6 +165,13 @@ class Forwarding:
         if (span := SPAN.get()) is not None:
             used = {"gen_ai.usage.input_tokens": prompt, "gen_ai.usage.output_tokens": completion}
             span.attributes |= {"gen_ai.request.model": asked.model, "shoal.upstream": url, **used}
+
+
+async def _inquiry(raw: bytes, body: Mapping[str, Any], replicas: ReplicaSet) -> Inquiry:
+    """raw, body: the request's body, and what it says."""
+    if not replicas.reads_pieces:
+        return Inquiry(len(raw) // TOKEN)
+    return await work(len(raw), inquiry_of, body) if len(raw) >= LARGE else inquiry_of(body)
 
 
 def _only_kept() -> bool:

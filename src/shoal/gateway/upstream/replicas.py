@@ -12,6 +12,7 @@ from shoal.serving.balancing.balancer import Balancer
 from shoal.serving.balancing.inquiry import Ending, Inquiry
 from shoal.serving.balancing.replica_state import Flight
 from shoal.serving.balancing.reports import Move
+from shoal.serving.balancing.text_pieces import READING
 
 HERE = ""
 """This server, among the URLs of the others."""
@@ -30,6 +31,8 @@ class ReplicaSet:
         """upstreams: all, by URL. now: seconds, by a clock that never falls. changed: is told of one that gets requests again, or none."""
         self._model, self._upstreams, self._now, self._changed = model, upstreams, now, changed
         self._balancer = Balancer[str](strategy, chance)
+        self.reads_pieces = strategy in READING
+        """Whether it looks at more of an inquiry than the length of the prompt."""
         self._members: frozenset[str] = frozenset()
 
     def settle(self, members: frozenset[str]) -> None:

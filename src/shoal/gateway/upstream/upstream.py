@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from time import monotonic
 
-from shoal.observed.models import UpstreamModel, UpstreamView
+from shoal.observed.models import UNHEARD, UpstreamModel, UpstreamView
 
 _LACKING = 300.0
 """Seconds for which an endpoint that it does not have is not asked for."""
-UNHEARD = "it has not been asked yet"
 
 
 class Upstream:

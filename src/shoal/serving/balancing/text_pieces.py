@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import msgspec
 
+from shoal.config import Balancing
 from shoal.serving.balancing.inquiry import Inquiry
 
 PIECE = 128
@@ -16,6 +17,8 @@ TOKEN = 4
 """Bytes of text that count as a token."""
 MOST = 4096
 """Pieces of a prompt that are named: its first 512 KiB."""
+READING = frozenset({Balancing.PREFIX, Balancing.SESSION_HASH})
+"""The strategies that look at names of pieces, or at the session."""
 
 _FIELDS = ("tools", "system", "instructions", "prompt", "input", "messages")
 """Of bodies of OpenAI's and Anthropic's APIs, in the order in which templates put them into a prompt."""

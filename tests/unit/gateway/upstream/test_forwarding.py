@@ -8,7 +8,10 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
+from shoal.config import Balancing
 from shoal.gateway.upstream.forwarding import PATHS
+from shoal.serving.balancing.inquiry import Inquiry
+from shoal.serving.balancing.text_pieces import inquiry_of
 from tests.support.engine import FakeEngine, says
 from tests.support.fake_upstream import CARD, DONE, FINISH, USAGE, WHOLE, FakeUpstream, Heard, Say, chunk, said, streamed
 from tests.support.forwarding import CHAT, HI, Gateway, over
@@ -71,6 +74,22 @@ def test_cookies_of_an_upstream_are_kept_for_nobody() -> None:
         assert not any("cookie" in heard.headers for heard in [*far.heard, *far.looks])
 
     over(work, FakeUpstream(answer=lambda _: said(WHOLE, set_cookie="session=of-the-first; Path=/")))
+
+
+@pytest.mark.parametrize("balance", [*Balancing])
+def test_prompts_are_cut_into_pieces_for_those_alone_who_look_at_them(balance: Balancing, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut: list[Any] = []
+
+    def counted(body: Any) -> Inquiry:
+        cut.append(body)
+        return inquiry_of(body)
+
+    async def work(gate: Gateway, one: FakeUpstream, two: FakeUpstream) -> None:
+        assert (await gate.chat()).status_code == 200
+        assert len(cut) == (balance in (Balancing.PREFIX, Balancing.SESSION_HASH))
+
+    monkeypatch.setattr("shoal.gateway.upstream.forwarding.inquiry_of", counted)
+    over(work, FakeUpstream(), FakeUpstream(), balance=balance)
 
 
 def test_an_alias_is_sent_as_the_model_that_it_stands_for() -> None:
