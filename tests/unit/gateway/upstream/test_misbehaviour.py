@@ -180,6 +180,26 @@ def test_what_the_upstream_does_after_the_end_keeps_nobody_waiting() -> None:
     over(work, FakeUpstream(answer=lambda _: streamed(chunk("one"), FINISH, USAGE, DONE, asyncio.Event())))
 
 
+def test_an_answer_that_is_too_large_for_memory_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(gate: Gateway, bad: FakeUpstream, good: FakeUpstream) -> None:
+        for _ in range(2):
+            assert (await gate.chat()).json() == WHOLE
+        assert bad.heard
+
+    monkeypatch.setattr("shoal.gateway.upstream.remote.LARGEST", 1 << 20)
+    over(work, FakeUpstream(answer=lambda _: said({**WHOLE, "x": "x" * (1 << 20)})), FakeUpstream(), balance="round-robin")
+
+
+def test_a_large_answer_comes_whole_and_its_usage_is_counted() -> None:
+    large = {"data": [{"embedding": [0.25] * 1000, "index": i} for i in range(1000)], **WHOLE}
+
+    async def work(gate: Gateway, far: FakeUpstream) -> None:
+        assert (await gate.chat()).json() == large
+        assert gate.engine.asked_elsewhere == [(far.url, "served", 11, 3)]
+
+    over(work, FakeUpstream(answer=lambda _: said(large)))
+
+
 def test_a_stream_of_which_one_choice_is_missing_is_broken() -> None:
     async def work(gate: Gateway, far: FakeUpstream) -> None:
         _, text = await gate.stream(n=2)
