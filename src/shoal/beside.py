@@ -10,8 +10,8 @@ from typing import Any
 
 @asynccontextmanager
 async def beside(*works: Coroutine[Any, Any, object]) -> AsyncGenerator[None]:
-    """They run until the context is left, and are then cancelled. If one fails before, what is done in the context is cancelled. Raises what
-    failed first."""
+    """They run until the context is left, and are then cancelled. If one fails before, what is done in the context is cancelled. Raises
+    what failed first."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work) for work in works]

@@ -27,7 +27,7 @@ class Release:
     def __init__(self, folder: Path, values: dict[str, Any], secrets: dict[str, Path]) -> None:
         ports = {name: free_port() for name in ("control", "results", "tensors", "gateways")}
         self.made = manifests(rendered({**values, "api": {**values.get("api", {}), "port": free_port()}, "ports": ports}))
-        hosts = dict.fromkeys(("sea-shoal-control", "sea-shoal-head-0.sea-shoal-control"), "127.0.0.1")
+        hosts = {"sea-shoal-control": "127.0.0.1", "sea-shoal-head-0.sea-shoal-control": "127.0.0.1"}
         self.head = Pod(folder, self.made, "sea-shoal-head", 0, secrets, hosts)
         self.nodes = [Pod(folder, self.made, "sea-shoal-node", i, secrets, hosts) for i in range(len(NODES))]
         few = [0] if "sea-shoal-gateway" in workloads(self.made) else []

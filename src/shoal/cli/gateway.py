@@ -210,7 +210,7 @@ async def _first(tasks: set[asyncio.Future[None]], work: Coroutine[Any, Any, Non
 
 
 async def _prepared(engines: RemoteEngines, hearing: asyncio.Future[None]) -> None:
-    """Returns when the default model's tokenizer is open, cannot be, or takes long, as requests for it then do; or when the head is gone."""
+    """Returns when the default model's tokenizer is open, cannot be, or takes long, as requests for it then do; or the head is gone."""
     preparing = asyncio.ensure_future(engines.prepare())
     await asyncio.wait({preparing, hearing}, timeout=_PREPARING, return_when=asyncio.FIRST_COMPLETED)
     preparing.cancel()

@@ -147,7 +147,8 @@ class RemoteAttempt:
     # A stream
 
     async def _pass_on(self, response: httpx2.Response) -> NoAnswer | None:
-        """The answer begins with the first event that has data: until then another replica may be asked. Raises httpx2.HTTPError, Garbled."""
+        """The answer begins with the first event that has data; until then another replica may be asked. Raises httpx2.HTTPError,
+        Garbled."""
         events, pieces = EventStream(), response.aiter_bytes()
         begun, shown = False, bytearray()
         async for piece in pieces:
