@@ -19,7 +19,7 @@ from shoal.cli.show import line
 from shoal.cli.waiting import stop_signal, until
 from shoal.config import ApiSettings, GatewaySettings
 from shoal.discovery.addresses import reached_at
-from shoal.errors import ClusterError, ConfigError, RemoteProtocolError, ShoalError, ShuttingDown
+from shoal.errors import ClusterError, RemoteProtocolError, ShoalError, ShuttingDown
 from shoal.folders import cache_dir
 from shoal.gateway.app import Home, create_app
 from shoal.gateway.server import ApiServer, listening
