@@ -106,6 +106,9 @@ def default_threads() -> int:
 
 S = TypeVar("S", bound="Settings")
 
+MOST_REPLICAS = 1024
+"""Of one model."""
+
 
 def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
     """A documented field; numbers are checked against [low, high]."""
@@ -493,8 +496,8 @@ def check_webhook(url: str) -> None:
 class ScalingSettings(Settings):
     """Of a model, or of all that have none of their own."""
 
-    replicas_min: int = setting(1, "Fewest replicas of a model; 0: none while nobody asks for it.", low=0, high=1024)
-    replicas_max: int = setting(1, "Most replicas of a model.", low=1, high=1024)
+    replicas_min: int = setting(1, "Fewest replicas of a model; 0: none while nobody asks for it.", low=0, high=MOST_REPLICAS)
+    replicas_max: int = setting(1, "Most replicas of a model.", low=1, high=MOST_REPLICAS)
     queue_target: float = setting(4.0, "Requests that may wait for each replica.", low=0.1, high=1e6)
     first_token_target: float = setting(2.0, "Seconds in which 95 of 100 requests get their first token.", low=0.001, high=3600)
     slots_target: float = setting(
@@ -542,7 +545,7 @@ class ModelSettings(Settings):
 
     engine: EngineSettings = part(EngineSettings)
 
-    replicas: int = setting(1, "Copies of the model, on different nodes; as many as the nodes have memory for.", low=1, high=64)
+    replicas: int = setting(1, "Copies of the model, on different nodes; as many as the nodes have memory for.", low=1, high=MOST_REPLICAS)
     priority: int = setting(
         0,
         "Where memory is short, models of a higher priority are placed first; none is unloaded on demand for one of a lower priority.",
@@ -639,7 +642,10 @@ class HeadSettings(Settings):
         0.0, "Seconds after which a model that nobody asks for is unloaded; needs --on-demand; 0: never.", low=0, high=1e7
     )
     replicas: int = setting(
-        0, "Copies of each model, on different nodes; as many as the nodes have memory for; 0: one, or --replicas-min.", low=0, high=64
+        0,
+        "Copies of each model, on different nodes; as many as the nodes have memory for; 0: one, or --replicas-min.",
+        low=0,
+        high=MOST_REPLICAS,
     )
     heartbeat: float = setting(
         0.5, "Seconds between a node's heartbeats. A node that misses eight in a row counts as lost.", low=0.05, high=60

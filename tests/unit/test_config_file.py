@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from shoal.cli.configuration import _commented
 from shoal.cli.options import sections
-from shoal.config import HeadSettings, KvType, ModelSection, ModelSettings, NodeSettings, Precision, from_environment, settings_of
+from shoal.config import (
+    MOST_REPLICAS,
+    HeadSettings,
+    KvType,
+    ModelSection,
+    ModelSettings,
+    NodeSettings,
+    Precision,
+    from_environment,
+    settings_of,
+)
 from shoal.config_file import ConfigFile, header, lines, read
 from shoal.errors import ConfigError
 
@@ -199,6 +209,14 @@ def test_the_copies_that_a_section_asks_for_are_within_the_bounds_of_scaling() -
     assert head.of_model(ModelSection("x", "shoal.toml:7", {"replicas": 3})).replicas == 3
     with pytest.raises(ConfigError, match=r"shoal.toml:7: replicas = 5 is not within --replicas-min 2 and --replicas-max 4"):
         head.of_model(ModelSection("x", "shoal.toml:7", {"replicas": 5}))
+
+
+def test_as_many_copies_as_scaling_may_begin_with_may_be_asked_for() -> None:
+    head = from_environment(HeadSettings, {}, {}, {"replicas_min": 100, "replicas_max": MOST_REPLICAS})
+    assert head.of_model(None).replicas == 100
+    assert from_environment(HeadSettings, {}, {}, {"replicas": MOST_REPLICAS}).of_model(None).replicas == MOST_REPLICAS
+    with pytest.raises(ConfigError, match=r"--replicas must be at least 0 and at most 1024"):
+        from_environment(HeadSettings, {}, {}, {"replicas": MOST_REPLICAS + 1})
 
 
 def test_the_command_line_goes_before_the_environment_and_that_before_the_file() -> None:

@@ -79,11 +79,12 @@ async def offered(settings: HeadSettings, stop: asyncio.Event) -> list[ModelOffe
     """The models that a head is to serve, fetched; None after a stop. Raises ConfigError for two of one name."""
     offers: list[ModelOffer] = []
     for name in settings.models:
+        own = settings.of_model(section_of(settings.sections, name))
         if (model := await fetched(name, stop, settings.host)) is None:
             return None
         if any(model.name == other.model.name for other in offers):
             raise ConfigError(f"--model names {model.name} twice; for several copies of it use --replicas")
-        offers.append(ModelOffer.of(model, name, settings.of_model(section_of(settings.sections, name))))
+        offers.append(ModelOffer.of(model, name, own))
     return offers
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shoal.cli.options import Json, Key, flag, from_file
+from shoal.config import MOST_REPLICAS
 from shoal.errors import ConfigError
 from shoal.sizes import human_bytes
 
@@ -165,7 +166,7 @@ def show_model(context: typer.Context, name: Name, url: Server = "", api_key: Ke
 def load_model(
     context: typer.Context,
     name: Name,
-    replicas: Annotated[int, flag("--replicas", "Copies, on different nodes; 0: as many as last time.", min=0, max=64)] = 0,
+    replicas: Annotated[int, flag("--replicas", "Copies, on different nodes; 0: as many as last time.", min=0, max=MOST_REPLICAS)] = 0,
     no_wait: Annotated[bool, flag("--no-wait", "Do not wait until it is served.")] = False,
     url: Server = "",
     api_key: Key = "",

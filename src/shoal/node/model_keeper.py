@@ -34,10 +34,11 @@ _PATIENCE = 3.0  # seconds for which a model may find no room before another one
 
 async def offered(reference: str, settings: HeadSettings) -> ModelOffer:
     """The model, fetched where it is not on this machine, and read. Raises ShoalError, OSError."""
+    own = settings.of_model(section_of(settings.sections, reference))
 
     def work() -> ModelOffer:
         model = listed(describe(reference), not is_loopback(settings.host))
-        offer = ModelOffer.of(model, reference, settings.of_model(section_of(settings.sections, reference)))
+        offer = ModelOffer.of(model, reference, own)
         return dataclasses.replace(offer, tokenizer=tokenizer_of(model, offer.engine, settings))
 
     return await in_daemon_thread(work)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from shoal.config import HeadSettings, ModelSection
+from shoal.cli.cluster import offered as offered_at_start
+from shoal.config import EngineSettings, HeadSettings, ModelSection
 from shoal.errors import ConfigError, NotReady, UnknownModel, UserError
 from shoal.models.description import Description
 from shoal.node.model_engine import ModelEngine, ModelOffer
-from shoal.node.model_keeper import ModelKeeper
+from shoal.node.model_keeper import ModelKeeper, offered
 from shoal.observed.models import RegisteredModel
 from shoal.serving.registry_store import RegistryStore
 from shoal.testing import toy
@@ -40,6 +41,18 @@ async def read(reference: str, settings: HeadSettings) -> ModelOffer:
     said = next((section for section in settings.sections if section.name == reference), None)
     description = Description(reference, reference, Path(reference), toy.spec(SIZES[reference]), None, None)
     return ModelOffer.of(description, reference, settings.of_model(said))
+
+
+def test_what_is_said_of_a_model_is_checked_before_it_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr("shoal.node.model_keeper.describe", fetched.append)
+    monkeypatch.setattr("shoal.cli.cluster.described", fetched.append)
+    twice = HeadSettings(engine=EngineSettings(model="org/x"), sections=(section("org/x"), section("hf:org/x")))
+    with pytest.raises(ConfigError, match="has a section already"):
+        asyncio.run(offered("org/x", twice))
+    with pytest.raises(ConfigError, match="has a section already"):
+        asyncio.run(offered_at_start(twice, asyncio.Event()))
+    assert fetched == []
 
 
 class Kept(City):

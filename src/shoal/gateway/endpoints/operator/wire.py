@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from pydantic import Field
 
+from shoal.config import MOST_REPLICAS
 from shoal.gateway.schema.wire import Wire
 from shoal.observed.requests import RequestView
 
@@ -31,7 +32,7 @@ class ModelsBody(Wire):
     unload: ModelName | None = None
     alias: ModelName | None = None
     to: ModelName | None = None
-    replicas: Annotated[int, Field(ge=1, le=64)] | None = None
+    replicas: Annotated[int, Field(ge=1, le=MOST_REPLICAS)] | None = None
 
 
 class KeyBody(Wire):
