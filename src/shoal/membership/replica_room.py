@@ -77,13 +77,13 @@ class ReplicaRoom:
         return CopyRoom(tuple(self._nodes[node].name for node in sorted(share.dealt) if share.dealt[node] == replica))
 
     def nodes_needed(self, model: str) -> int:
-        """Nodes like the largest one that a copy takes; 1 where there is none."""
+        """Nodes like the largest one that a copy takes; 1 where there is no node, 0 if no number of them suffices."""
         terms = self.models[model]
         largest = max(self._allowed(terms).values(), key=lambda node: node.memory, default=None)
         if largest is None:
             return 1
         counts = range(1, _MOST_NODES + 1)
-        return next((count for count in counts if terms.need.met([largest] * (count + terms.need.spares))), 1) + terms.need.spares
+        return next((count + terms.need.spares for count in counts if terms.need.met([largest] * (count + terms.need.spares))), 0)
 
     def _share(self, model: str, copies: Iterable[CopyThere]) -> _Share:
         own = sorted((copy for copy in copies if copy.id.model == model), key=lambda copy: (not copy.placed, copy.id))

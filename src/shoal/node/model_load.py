@@ -22,7 +22,8 @@ def load_of(
     nodes: int,
 ) -> ModelLoad:
     """now: seconds, by the cluster's clock. roomless: copies that find no room, and so count as not there. fastest: tokens per second that copies
-    have reached. waiting: requests that wait for the model beside those in its queues. load_seconds, nodes: that one more copy takes."""
+    have reached. waiting: requests that wait for the model beside those in its queues. load_seconds, nodes: that one more copy takes; 0 nodes:
+    no number suffices."""
     copies = {number: runner for number, runner in engine.copies.runners.items() if number not in roomless}
     replicas = tuple(
         _replica(number, runner, number in engine.copies.stopping, fastest.get(number, 0.0)) for number, runner in copies.items()

@@ -64,6 +64,8 @@ def test_how_many_nodes_a_copy_takes() -> None:
     assert room([60, 40]).nodes_needed("a") == 2
     assert room([35]).nodes_needed("a") == 4
     assert room([]).nodes_needed("a") == 1
+    assert room([11]).nodes_needed("a") == 0, "it would take a hundred of them"
+    assert room([10], a=CopyTerms(CopyNeed(100, 10, spares=1))).nodes_needed("a") == 0, "as many as one likes have room for nothing"
     assert room([200], a=CopyTerms(CopyNeed(100, 10, spares=1))).nodes_needed("a") == 2
 
 

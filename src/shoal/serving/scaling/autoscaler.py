@@ -93,7 +93,7 @@ class Autoscaler:
         for replica in first_to_go(load, max(load.kept - aim.replicas, 0)):
             actions.append(StopReplica(replica.number, f"has least to finish: {replica.running} of {replica.slots} slots are taken"))
         actions += [StopReplica(replica.number, f"its room is for {taker}") for replica, taker in grant.given]
-        if grant.lacking and settings.more_nodes is not MoreNodes.NONE:
+        if grant.lacking and load.nodes_per_replica and settings.more_nodes is not MoreNodes.NONE:
             more = len(grant.lacking)
             actions.append(AskForNodes(more * load.nodes_per_replica, more, settings.more_nodes.value))
         stopped = sum(isinstance(action, StopReplica) for action in actions)

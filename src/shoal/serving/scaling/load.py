@@ -47,6 +47,7 @@ class ModelLoad:
     load_seconds: float = 60.0
     """That it takes to load a replica."""
     nodes_per_replica: int = 1
+    """Like those that are there; 0: no number of them suffices for one."""
     new_slots: int = 0
     """Of a replica, where there is none to ask; 0: not known."""
 

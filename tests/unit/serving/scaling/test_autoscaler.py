@@ -232,6 +232,13 @@ def test_a_resting_model_gives_its_last_replica_where_it_may() -> None:
         assert plan["resting"].planned == left
 
 
+def test_nodes_that_could_not_help_are_not_asked_for() -> None:
+    load = with_load(CALM, waiting=12, nodes_per_replica=0)
+    told = only(planned(Autoscaler(targets(more_nodes="ray")), [load], lambda models, gone: [ReplicaPlace(missing=5)] * len(models)))
+    assert told.actions == ()
+    assert [hold.words for hold in told.holds] == ["no room for 1 replica on the nodes that are there: 5 B missing for the next"]
+
+
 # Forecasts
 
 
