@@ -199,8 +199,8 @@ class Copies:
 
     @property
     def kept(self) -> list[int]:
-        """Numbers of the copies that are not to stop."""
-        return [number for number in self.runners if number not in self.stopping]
+        """Numbers of the copies that are not to stop, the lowest first."""
+        return sorted(number for number in self.runners if number not in self.stopping)
 
     # When one is lost
 

@@ -44,6 +44,19 @@ def test_a_copy_whose_requests_fail_gets_no_more_for_a_while_and_that_is_told():
     play(scenario, City)
 
 
+def test_copies_with_the_highest_numbers_go_also_where_one_came_later():
+    async def scenario(city: City) -> None:
+        engine = await two_copies(city)
+        engine.close_copy(1, "it is stopped")
+        engine.scale(2)
+        await city.serving(engine)
+        assert engine.copies.kept == [1, 2]
+        engine.scale(1)
+        assert engine.copies.kept == [1]
+
+    play(scenario, City)
+
+
 def test_requests_that_were_wrong_do_not_count_against_a_copy():
     async def scenario(city: City) -> None:
         engine = await two_copies(city)
