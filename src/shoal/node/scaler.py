@@ -15,7 +15,7 @@ from shoal.membership.replica_room import CopyTerms, ReplicaRoom
 from shoal.node.forecaster import Forecaster
 from shoal.node.head import Head
 from shoal.node.load_watch import LoadWatch
-from shoal.node.model_engine import ModelEngine
+from shoal.node.model_engine import ModelEngine, ModelOffer
 from shoal.node.model_keeper import ModelKeeper
 from shoal.node.model_load import inside, load_of, running
 from shoal.node.node_source import NodeSource
@@ -55,10 +55,10 @@ class Scaler:
         self.forecaster: Forecaster | None = None
         self._watches: dict[str, LoadWatch] = {}
         self._terms: dict[str, CopyTerms] = {}
-        self._priorities: dict[str, int] = {}
+        self._offers: dict[str, ModelOffer] = {}
         """Both of models that were served, also of those that rest."""
-        self._kept: dict[str, set[int]] = {}
-        """Numbers of the copies that each model had after the last look."""
+        self._kept: dict[str, set[int]] | None = None
+        """Numbers of the copies that each model had after the last look; None: there was none yet."""
         self._loading: dict[PipelineId, float] = {}
         """Since when copies load that have not served yet."""
         self._served: set[PipelineId] = set()
@@ -92,8 +92,9 @@ class Scaler:
         """For the loads of the last look. Changes nothing."""
         if not self._settings.scaling.on:
             return self._preview()
-        if not self._kept:
+        if self._kept is None:
             self._observe()
+            self._kept = self._copies()
         return self._autoscaler.plan(self._now, self._room)
 
     def _preview(self) -> FleetPlan:
@@ -144,14 +145,17 @@ class Scaler:
         self._metrics.wanted.only({(told.model,): told.wanted for told in plan.models})
         self._take_back({told.model for told in plan.models})
         self._tell_trouble()
-        self._kept = {name: {*engine.copies.kept} for name, engine in self._head.engines.items()}
+        self._kept = self._copies()
+
+    def _copies(self) -> dict[str, set[int]]:
+        return {name: {*engine.copies.kept} for name, engine in self._head.engines.items()}
 
     def _observe(self) -> None:
         now, engines, room = self._now, self._head.engines, self._all_room()
         loads = [self._watched(engine, room) for engine in engines.values()]
         loads += [self._resting(name) for name in self._keeper.resting]
         self._autoscaler.observe(now, loads, self.forecaster.expected if self.forecaster is not None else None)
-        for name, before in self._kept.items():
+        for name, before in (self._kept or {}).items():
             if name in engines and (kept := {*engines[name].copies.kept}) != before:
                 self._autoscaler.changed(now, name, added=len(kept) > len(before))
         self._forget()
@@ -181,7 +185,7 @@ class Scaler:
     def _load(self, engine: ModelEngine, watch: LoadWatch, room: ReplicaRoom) -> ModelLoad:
         name, now = engine.name, self._head.coordinator.now()
         self._terms[name] = dataclasses.replace(room.models[name], dealt={})
-        self._priorities[name] = engine.offer.priority
+        self._offers[name] = engine.offer
         roomless = frozenset(number for number in engine.copies.runners if self._is_roomless(PipelineId(name, number)))
         return load_of(
             engine,
@@ -200,14 +204,15 @@ class Scaler:
 
     def _resting(self, name: str) -> ModelLoad:
         """Of a model without copies."""
-        slots = self._settings.engine.slots
+        offer = self._offers.get(name)
+        slots = offer.engine.slots if offer is not None else self._settings.engine.slots
         coming = (ReplicaLoad(1, ReplicaPhase.LOADING, slots),) if name in self._keeper.loading else ()
         watch = self._watches.get(name, LoadWatch())
         watch.look(self._head.coordinator.now(), 0, 0)
         return ModelLoad(
             name,
             coming,
-            priority=self._priorities.get(name, 0),
+            priority=offer.priority if offer is not None else 0,
             waiting=self._keeper.waiting(name),
             requests_per_second=watch.per_second,
             slot_seconds=watch.slot_seconds,

@@ -17,8 +17,9 @@ from shoal.node.node_source import PoolSource
 from shoal.node.scaler import Scaler
 from shoal.observed.event import EventKind
 from shoal.observed.fleet_plan import FleetPlan, ModelPlan
+from shoal.testing import toy
 from tests.support.town import LAYERS, play
-from tests.unit.node.test_model_keeper import Kept
+from tests.unit.node.test_model_keeper import Kept, section
 
 QUICK: dict[str, Any] = {
     "replicas_max": 2,
@@ -157,6 +158,9 @@ def test_a_model_that_nobody_asks_for_goes_and_a_request_wakes_it(tmp_path: Path
         assert city.keeper.loadable == ["small"] == city.keeper.resting, "those that nobody served stay unknown"
         await asyncio.sleep(30)
         assert not city.loaded and city.plan().wanted == 0 and city.head.topology().route.model == ""
+        observed = city.scaler._autoscaler._models
+        city.plan()
+        assert city.scaler._autoscaler._models is observed, "a plan is asked of the last look"
         await city.right(await city.keeper.wanted("small"), city.request("two"))
         assert city.loaded == ["small"]
         await city.until(lambda: not city.loaded)
@@ -164,6 +168,34 @@ def test_a_model_that_nobody_asks_for_goes_and_a_request_wakes_it(tmp_path: Path
         assert city.keeper.loadable == []
 
     scaled(tmp_path, scenario, replicas_min=0, replicas_max=2, scale_idle=20.0)
+
+
+def test_a_model_that_rests_has_the_slots_and_the_priority_of_its_section(tmp_path: Path) -> None:
+    async def scenario(city: Scaled) -> None:
+        city.start("a")
+        city.keeper.begin("small")
+        await city.until(lambda: city.keeper.resting == ["small"])
+        load = city.scaler._resting("small")
+        assert (load.new_slots, load.priority, load.replicas) == (3, 7, ())
+        city.keeper.wake("small")
+        (coming,) = city.scaler._resting("small").replicas
+        assert coming.slots == 3
+
+    own = section("small", slots=3, priority=7)
+    scaled(tmp_path, scenario, replicas_min=0, scale_idle=20.0, sections=(own,))
+
+
+def test_nodes_that_could_not_help_are_not_asked_for(tmp_path: Path) -> None:
+    async def scenario(city: Scaled) -> None:
+        city.start("a", memory=toy.KV_BYTES)
+        await city.until(lambda: city.head.members)
+        city.serve("huge", LAYERS)
+        await city.until(lambda: city.told(EventKind.SHORT))
+        await asyncio.sleep(60)
+        assert city.pool.asked == [] and not any("asked for" in words for words in city.told(EventKind.SHORT))
+        assert "room" in [hold.kind for hold in city.plan().holds] and city.plan().actions == ()
+
+    scaled(tmp_path, scenario, more_nodes="ray")
 
 
 @pytest.mark.slow
@@ -204,7 +236,7 @@ def test_what_was_wished_for_a_model_that_is_unloaded_is_taken_back(tmp_path: Pa
     scaled(tmp_path, scenario, more_nodes="ray")
 
 
-def test_a_lost_node_is_asked_for_and_its_copy_goes_when_the_load_does(tmp_path: Path) -> None:
+def test_a_lost_node_is_asked_for(tmp_path: Path) -> None:
     async def scenario(city: Scaled) -> None:
         city.start("a")
         city.start("b")
@@ -218,6 +250,23 @@ def test_a_lost_node_is_asked_for_and_its_copy_goes_when_the_load_does(tmp_path:
         await city.until(lambda: any("lacks no room" in words for words in city.told()))
 
     scaled(tmp_path, scenario, replicas_min=2, replicas_max=3, min_nodes=2, more_nodes="ray")
+
+
+def test_a_copy_that_lost_its_node_is_given_up_when_the_load_is(tmp_path: Path) -> None:
+    async def scenario(city: Scaled) -> None:
+        city.start("a")
+        city.start("b")
+        engine = city.serve("toy", LAYERS, replicas=2)
+        await city.serving(engine)
+        (lost,) = city.nodes_of(engine.copies.runners[2])
+        await city.kill(lost)
+        await city.until(lambda: "toy/2 found no room, and is not wanted any more" in city.told())
+        assert engine.copies.kept == [1] == [*engine.copies.runners]
+        await city.right(engine, city.request("after"))
+        await asyncio.sleep(60)
+        assert engine.copies.kept == [1] and city.pool.asked == []
+
+    scaled(tmp_path, scenario, more_nodes="ray", scale_down_after=60.0)
 
 
 def test_the_least_number_is_there_at_once_and_somebody_elses_change_begins_the_cooldown(tmp_path: Path) -> None:
