@@ -113,3 +113,14 @@ def test_streams_of_a_copy_that_is_lost_go_on_at_the_other_one(tmp_path_factory:
         assert [pipeline["state"].split(":")[0] for pipeline in described(made)["pipelines"]].count("serving") == 1
         assert said(made) == wanted
         made.until_idle()
+
+
+def test_one_copy_serves_where_the_second_has_no_node_until_one_joins(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with cluster(tmp_path_factory.mktemp("room")) as made:
+        made.up("--replicas", "2", "--nodes", "1", "--slots", "8", "--context", "512")
+        made.until_ready()
+        made.head.until_said(f"{MODEL}/2 waits for room: none of the nodes that have joined is meant for it: node-1 runs {MODEL}/1")
+        wanted = made.texts(PROMPT, 12)
+        made.join()
+        until(lambda: made.total("ready") == 2, made.story)
+        assert made.texts(PROMPT, 12) == wanted

@@ -218,6 +218,7 @@ def _elsewhere(settings: HeadSettings) -> str:
 async def _report(head: Head, endings: Callable[[], list[str]] = list) -> None:
     """Reports changes of the cluster's state or split, what nodes do that takes long, and how nodes on this machine ended."""
     state, said = (None if head.state else ""), set[str]()
+    roomless: list[str] = []
     shown: dict[str, list[tuple[str, int, int]]] = {}
     while True:
         for ending in endings():
@@ -236,6 +237,9 @@ async def _report(head: Head, endings: Callable[[], list[str]] = list) -> None:
         if now != state:
             state = now
             line(now or "ready")
+        for copy in [copy for copy in head.roomless if copy not in roomless]:
+            line(copy)
+        roomless = head.roomless
         await asyncio.sleep(0.2)
 
 

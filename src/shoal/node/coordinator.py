@@ -471,15 +471,20 @@ class Coordinator:
             self.recorder.events.add(EventKind.LOADED, words, member.name, figures)
 
     async def until_ready(self) -> None:
-        """Waits until all models are served, and of those that are scaled one copy, but for those that wait for nodes that they are pinned
-        to. Raises ClusterError if the nodes that joined cannot serve the others, unless further nodes are asked for."""
-        while not all(runner.serving or self._awaits_nodes(runner) or self._spared(runner, SERVING) for runner in self.runners.values()):
+        """Waits until all models are served: each by the copies that find nodes, or by one if it is scaled. Models that wait for nodes that
+        they are pinned to are not waited for. Raises ClusterError if the nodes that joined cannot serve another one, unless further nodes
+        are asked for."""
+        while not all(runner.serving or self._awaits_nodes(runner) or self._spared(runner) for runner in self.runners.values()):
             for runner in self.runners.values() if self.settings.scaling.more_nodes is MoreNodes.NONE else ():
-                if self._in_vain(runner) and not self._awaits_nodes(runner) and not self._spared(runner):
+                if all(map(self._in_vain, self._copies(runner))) and not self._awaits_nodes(runner):
                     why = runner.pipeline.why
                     raise ClusterError(why if len(self.runners) < 2 else f"{runner.pipeline.id}: {why}")
             self.changed.clear()
             await self.changed.wait()
+
+    def _copies(self, runner: PipelineRunner) -> list[PipelineRunner]:
+        """Of the same model, with this one."""
+        return [other for id, other in self.runners.items() if id.model == runner.pipeline.id.model]
 
     def _in_vain(self, runner: PipelineRunner) -> bool:
         """Whether nothing came of the nodes that were to be waited for."""
@@ -490,10 +495,9 @@ class Coordinator:
     def _awaits_nodes(self, runner: PipelineRunner) -> bool:
         return self._in_vain(runner) and bool(self.cluster.awaited(runner.pipeline.id))
 
-    def _spared(self, runner: PipelineRunner, state: str = "") -> bool:
-        """Whether models are scaled, and another copy of this one is in that state; '': in any but waiting for nodes."""
-        others = [other.pipeline for id, other in self.runners.items() if id.model == runner.pipeline.id.model and other is not runner]
-        return self.settings.scaling.on and any(other.state == state if state else other.state != WAITING for other in others)
+    def _spared(self, runner: PipelineRunner) -> bool:
+        """Whether another copy serves, and this one finds no nodes, or comes and goes with the load."""
+        return (self.settings.scaling.on or self._in_vain(runner)) and any(copy.pipeline.state == SERVING for copy in self._copies(runner))
 
     async def _accept(self, stream: FrameStream) -> None:
         """Takes a last stage's link to the head, or any other peer's."""

@@ -174,6 +174,12 @@ class Head:
         return "; ".join(f"{name}: {state}" for name, state in states.items() if state)
 
     @property
+    def roomless(self) -> list[str]:
+        """Copies that find no nodes beside others that serve, and why, for people."""
+        served = [engine for engine in self.engines.values() if not engine.state]
+        return [f"{copy.pipeline.id} waits for room: {copy.pipeline.why}" for engine in served for copy in engine.copies if copy.lost]
+
+    @property
     def activities(self) -> list[str]:
         """What nodes do, or did last, that takes long, for people."""
         return self.coordinator.activities

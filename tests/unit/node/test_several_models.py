@@ -360,14 +360,42 @@ def test_what_waits_for_a_node_that_it_is_pinned_to_keeps_nobody_from_being_read
     play(scenario, City)
 
 
-def test_what_finds_no_room_ends_the_wait_with_the_reason() -> None:
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_what_finds_no_room_ends_the_wait_with_the_reason(replicas: int) -> None:
     async def scenario(town: City) -> None:
-        town.serve("huge", 200)
+        town.serve("huge", 200, replicas=replicas)
         town.start("a")
         with pytest.raises(ClusterError, match="not enough memory"):
             await town.head.until_ready()
 
     play(scenario, City)
+
+
+def test_a_copy_that_finds_no_room_keeps_nobody_from_being_ready_and_serves_when_there_is_some() -> None:
+    async def scenario(town: City) -> None:
+        engine = town.serve("toy", SMALL, replicas=2)
+        town.start("a")
+        await town.head.until_ready()
+        assert engine.state == "" and engine.copies.runners[1].serving
+        assert town.head.roomless == [
+            "toy/2 waits for room: none of the nodes that have joined is meant for it: a runs toy/1",
+        ]
+        town.start("b")
+        await town.serving(engine)
+        assert town.head.roomless == []
+
+    play(scenario, City)
+
+
+def test_copies_that_find_room_are_waited_for() -> None:
+    async def scenario(town: City) -> None:
+        engine = town.serve("toy", SMALL, replicas=2)
+        town.start("a")
+        town.start("b")
+        await town.head.until_ready()
+        assert [copy.serving for copy in engine.copies] == [True, True]
+
+    play(scenario, City, min_nodes=2)
 
 
 # What operators see
