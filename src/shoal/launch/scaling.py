@@ -59,7 +59,6 @@ def scaler_of(head: Head, keeper: ModelKeeper, settings: HeadSettings) -> Scaler
             settings.api.data_folder,
             scaler.counts,
             lambda: recorder.at,
-            predicts=settings.scaling.forecast,
             told=lambda words: recorder.events.add(EventKind.FAULT, words),
         )
     head.operator.fleet = scaler.plan

@@ -112,7 +112,8 @@ class Scaler:
         """Looks and acts until it is cancelled."""
         parts: list[Callable[[], Awaitable[None]]] = [self._look_on]
         parts += [self._source.run] if self._source is not None else []
-        parts += [self.forecaster.run] if self.forecaster is not None else []
+        if self.forecaster is not None:
+            parts += [self.forecaster.run, *([self.forecaster.predict] if self._settings.scaling.forecast else [])]
         async with asyncio.TaskGroup() as group:
             for part in parts:
                 group.create_task(self._kept_running(part))
