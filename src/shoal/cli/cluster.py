@@ -24,7 +24,7 @@ from shoal.gateway.auth.keyring import Keyring
 from shoal.gateway.server import listening
 from shoal.launch.keys import head_credentials
 from shoal.launch.local import local_cluster
-from shoal.launch.scaling import check_scaling, scaler_of
+from shoal.launch.scaling import NodeSources, checked_scaling, scaler_of
 from shoal.launch.upstream_keys import upstream_keys
 from shoal.leadership.keepers import NO_KEEPER, parse
 from shoal.models.description import Description, listed
@@ -139,19 +139,25 @@ def _warn_unprotected(settings: HeadSettings, keys: bool) -> None:
     err.print(f"[yellow]unprotected:[/yellow] whoever reaches {settings.host} can {may}")
 
 
-async def _up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
+async def _up(settings: HeadSettings, node: NodeSettings, nodes: int, sources: NodeSources) -> None:
     stop = stop_signal()
     with listening(settings.api.api_host, settings.api.port) as address:
         if (offers := await offered(settings, stop)) is not None:
-            await _up_with(settings, node, nodes, offers, address, stop)
+            await _up_with(settings, node, nodes, offers, address, stop, sources)
 
 
 async def _up_with(
-    settings: HeadSettings, node: NodeSettings, nodes: int, offers: Sequence[ModelOffer], address: socket.socket, stop: asyncio.Event
+    settings: HeadSettings,
+    node: NodeSettings,
+    nodes: int,
+    offers: Sequence[ModelOffer],
+    address: socket.socket,
+    stop: asyncio.Event,
+    sources: NodeSources,
 ) -> None:
     async with local_cluster(settings, node, offers, nodes) as cluster:
         keeper = model_keeper(cluster.head, settings)
-        scaler = scaler_of(cluster.head, keeper, settings)
+        scaler = scaler_of(cluster.head, keeper, settings, sources)
         api = api_of(cluster.head, keeper, settings, address)
         if offers:
             with err.status("loading the model" if len(offers) == 1 else "loading the models"):
@@ -167,19 +173,21 @@ async def _up_with(
             await serve_api(head, api, stop, _told(keeper, scaler, _report(head, cluster.endings)), settings.api.grace)
 
 
-async def _serve(settings: HeadSettings) -> None:
+async def _serve(settings: HeadSettings, sources: NodeSources) -> None:
     stop = stop_signal()
     with listening(settings.api.api_host, settings.api.port) as address:
         if (offers := await offered(settings, stop)) is not None:
-            await _serve_models(settings, offers, address, stop)
+            await _serve_models(settings, offers, address, stop, sources)
 
 
-async def _serve_models(settings: HeadSettings, offers: Sequence[ModelOffer], address: socket.socket, stop: asyncio.Event) -> None:
+async def _serve_models(
+    settings: HeadSettings, offers: Sequence[ModelOffer], address: socket.socket, stop: asyncio.Event, sources: NodeSources
+) -> None:
     head = Head(settings, offers, HostEnvironment(head_credentials(settings)))
     await head.start()
     try:
         keeper = model_keeper(head, settings)
-        scaler = scaler_of(head, keeper, settings)
+        scaler = scaler_of(head, keeper, settings, sources)
         api = api_of(head, keeper, settings, address)
         joining = f"shoal join {join_host_port(reached_at(settings.host), head.control_port)}"
         line(f"API on {http_url(reached_at(settings.api.api_host), api.port)}/v1")
@@ -248,10 +256,10 @@ def up(settings: HeadSettings, node: NodeSettings, nodes: int) -> None:
         raise ConfigError("`shoal up` is a cluster with one head; of several heads, start each with `shoal serve`")
     move_in()
     check_installed(settings.api.traces)
-    check_scaling(settings)
+    sources = checked_scaling(settings)
     _check_open(settings)
     upstream_keys(settings.api)
-    run(_up(settings, node, nodes))
+    run(_up(settings, node, nodes, sources))
 
 
 def serve(settings: HeadSettings) -> None:
@@ -259,12 +267,12 @@ def serve(settings: HeadSettings) -> None:
     move_in()
     check_announcing(settings)
     check_installed(settings.api.traces)
-    check_scaling(settings)
+    sources = checked_scaling(settings)
     _check_open(settings)
     upstream_keys(settings.api)
     if settings.lease:
         from shoal.cli.succession import serve_in_turn
 
-        run(serve_in_turn(settings.kept_by_default()))
+        run(serve_in_turn(settings.kept_by_default(), sources))
     else:
-        run(_serve(settings.kept_by_default()))
+        run(_serve(settings.kept_by_default(), sources))

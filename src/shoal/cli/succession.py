@@ -23,7 +23,7 @@ from shoal.errors import ConfigError, ShoalError
 from shoal.gateway.server import listening
 from shoal.gateway.standing_by import StandbyServer
 from shoal.launch.keys import authority
-from shoal.launch.scaling import scaler_of
+from shoal.launch.scaling import NodeSources, scaler_of
 from shoal.leadership.candidate import Candidate
 from shoal.leadership.clock import elapsed
 from shoal.leadership.keepers import lease_of, parse
@@ -56,10 +56,12 @@ class _Turns:
         address: socket.socket,
         offers: Sequence[ModelOffer],
         stop: asyncio.Event,
+        sources: NodeSources,
     ) -> None:
         """settings: with a state folder. offers: to serve if it is the first to lead."""
         assert settings.state_folder is not None
         self._settings, self._state, self._address, self._stop = settings, settings.state_folder, address, stop
+        self._sources = sources
         self._standing = StandingBy(lambda: self._leader)
         self._machine = HeadMachine(credentials, self._standing)
         self._lease = lease_of(parse(settings.lease), settings.cluster, settings.lease_seconds, credentials)
@@ -155,7 +157,7 @@ class _Turns:
         await head.start()
         try:
             keeper = model_keeper(head, settings)
-            scaler = scaler_of(head, keeper, settings)
+            scaler = scaler_of(head, keeper, settings, self._sources)
             api = api_of(head, keeper, settings, self._address.dup())
             joining = f"shoal join {self._own}"
             line(f"leads by term {grant.term}; API on {http_url(reached_at(settings.api.api_host), api.port)}/v1; nodes: {joining}")
@@ -224,7 +226,7 @@ class _Turns:
         return "this head is shut down; ask again, another one leads soon" if self._leaves else "the server is shutting down"
 
 
-async def serve_in_turn(settings: HeadSettings) -> None:
+async def serve_in_turn(settings: HeadSettings, sources: NodeSources) -> None:
     """settings: with a lease and a state folder. Raises ShoalError."""
     if settings.state_folder is None:
         raise ConfigError("--lease needs a folder for running requests: with --port 0, name one with --state")
@@ -233,4 +235,4 @@ async def serve_in_turn(settings: HeadSettings) -> None:
     with listening(settings.api.api_host, settings.api.port) as address:
         offers = [] if settings.standby else await offered(settings, stop)
         if offers is not None:
-            await _Turns(settings, credentials, address, offers, stop).run()
+            await _Turns(settings, credentials, address, offers, stop, sources).run()

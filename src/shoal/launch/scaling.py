@@ -5,55 +5,57 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 
-import structlog
-
 from shoal.config import HeadSettings, MoreNodes
 from shoal.errors import ConfigError
 from shoal.node.forecaster import Forecaster
 from shoal.node.head import Head
-from shoal.node.kubernetes_pool import KubernetesPool
 from shoal.node.model_keeper import ModelKeeper
-from shoal.node.node_source import NodeSource, PoolSource, WebhookSource
-from shoal.node.ray_pool import RayPool
+from shoal.node.node_source import NodePool, NodeSource, PoolSource
 from shoal.node.scaler import Scaler
 from shoal.observed.event import EventKind
-from shoal.service_account import ServiceAccount
 from shoal.serving.forecast import check_installed
-from shoal.serving.webhook import NodeWebhook
-from shoal.serving.webhook_secret import found_secret
 
-log = structlog.get_logger()
+NodeSources = Callable[[Head], NodeSource | None]
+"""Whom a head asks for nodes; None: nobody."""
 
 
-def check_scaling(settings: HeadSettings) -> None:
+def checked_scaling(settings: HeadSettings) -> NodeSources:
     """Before anything is loaded. Raises ConfigError for what cannot work on this machine."""
-    if settings.scaling.forecast:
-        check_installed()
-    node_source(settings)
-
-
-def node_source(settings: HeadSettings, told: Callable[[str], object] = log.info) -> NodeSource | None:
-    """Whom to ask for nodes; None: nobody. told: of what is done about it, in words. Raises ConfigError."""
     scaling = settings.scaling
+    if scaling.forecast:
+        check_installed()
     match scaling.more_nodes:
         case MoreNodes.NONE:
-            return None
+            return lambda head: None
         case MoreNodes.WEBHOOK:
-            return WebhookSource(NodeWebhook(scaling.webhook, found_secret(scaling.webhook_secret_file)))
+            from shoal.serving.webhook import NodeWebhook
+            from shoal.serving.webhook_secret import found_secret
+
+            secret = found_secret(scaling.webhook_secret_file)
+            return lambda head: NodeWebhook(scaling.webhook, secret)
         case MoreNodes.KUBERNETES:
-            return PoolSource(
-                KubernetesPool(scaling.stateful_set, ServiceAccount.of_pod("--more-nodes kubernetes")), settings.max_nodes, told
-            )
+            from shoal.node.kubernetes_pool import KubernetesPool
+            from shoal.service_account import ServiceAccount
+
+            pool: NodePool = KubernetesPool(scaling.stateful_set, ServiceAccount.of_pod("--more-nodes kubernetes"))
         case MoreNodes.RAY:
             if find_spec("ray") is None:
                 raise ConfigError("--more-nodes ray needs Ray, which is not installed; pip install 'shoal[ray]'")
-            return PoolSource(RayPool(settings.cluster), settings.max_nodes, told)
+            from shoal.node.ray_pool import RayPool
+
+            pool = RayPool(settings.cluster)
+
+    def source(head: Head) -> NodeSource:
+        events = head.coordinator.recorder.events
+        return PoolSource(pool, head.settings.max_nodes, lambda: head.members, lambda words: events.add(EventKind.SCALED, words))
+
+    return source
 
 
-def scaler_of(head: Head, keeper: ModelKeeper, settings: HeadSettings) -> Scaler:
+def scaler_of(head: Head, keeper: ModelKeeper, settings: HeadSettings, sources: NodeSources) -> Scaler:
     """Of this head, whose operator may ask it. Raises ConfigError."""
     recorder = head.coordinator.recorder
-    scaler = Scaler(head, keeper, settings, node_source(settings, lambda words: recorder.events.add(EventKind.SCALED, words)))
+    scaler = Scaler(head, keeper, settings, sources(head))
     if settings.scaling.on:
         scaler.forecaster = Forecaster(
             settings.api.data_folder,

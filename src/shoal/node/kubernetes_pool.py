@@ -7,7 +7,7 @@ account needs `get` and `patch` for `statefulsets/scale`: the chart's `autoscali
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 import httpx2
@@ -27,7 +27,7 @@ class KubernetesPool:
         self._set, self._account = stateful_set, account
         self._namespace, self._tls = account.namespace, account.context()
 
-    def count(self, nodes: Sequence[str]) -> int:
+    def count(self, nodes: Collection[str]) -> int:
         return sum(re.fullmatch(rf"{re.escape(self._set)}-\d+", name) is not None for name in nodes)
 
     async def at_least(self, nodes: int) -> str:

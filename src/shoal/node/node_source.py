@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
@@ -12,7 +12,7 @@ import structlog
 
 from shoal.errors import ShoalError
 from shoal.retry import Backoff
-from shoal.serving.webhook import NodeWebhook, NodeWish
+from shoal.serving.node_wish import NodeWish
 
 log = structlog.get_logger()
 
@@ -25,11 +25,11 @@ _REPEAT = 900.0
 class NodeSource(Protocol):
     @property
     def trouble(self) -> str:
-        """Why the latest attempt failed; '': it did not."""
+        """Why the latest attempt failed; '': it did not, or nobody wishes for nodes any more."""
         ...
 
-    def wish(self, wish: NodeWish, nodes: Sequence[str]) -> None:
-        """Only notes it; what is the same as before too. nodes: names of those that are there."""
+    def wish(self, wish: NodeWish) -> None:
+        """Only notes it; what is the same as before too."""
         ...
 
     async def run(self) -> None:
@@ -37,27 +37,10 @@ class NodeSource(Protocol):
         ...
 
 
-class WebhookSource:
-    """A receiver of webhooks."""
-
-    def __init__(self, webhook: NodeWebhook) -> None:
-        self._webhook = webhook
-
-    @property
-    def trouble(self) -> str:
-        return self._webhook.trouble
-
-    def wish(self, wish: NodeWish, nodes: Sequence[str]) -> None:
-        self._webhook.wish(wish)
-
-    async def run(self) -> None:
-        await self._webhook.run()
-
-
 class NodePool(Protocol):
     """Nodes whose number is set elsewhere."""
 
-    def count(self, nodes: Sequence[str]) -> int:
+    def count(self, nodes: Collection[str]) -> int:
         """How many of these nodes are of the pool."""
         ...
 
@@ -68,10 +51,12 @@ class NodePool(Protocol):
 
 @dataclass
 class PoolSource:
-    """Has a pool get more nodes. They are never taken away: whoever set their number decides that. most: nodes in the pool."""
+    """Has a pool get more nodes. They are never taken away: whoever set their number decides that. most: nodes in the pool. nodes: names of
+    those that are in the cluster."""
 
     pool: NodePool
     most: int
+    nodes: Callable[[], Collection[str]]
     done: Callable[[str], object] = log.info
     """Is told what was done, in words."""
     rng: Random = field(default_factory=Random)
@@ -83,10 +68,10 @@ class PoolSource:
         self._asked = 0
         self._news = asyncio.Event()
 
-    def wish(self, wish: NodeWish, nodes: Sequence[str]) -> None:
-        self._missing[wish.model], self._there = wish.nodes, self.pool.count(nodes)
+    def wish(self, wish: NodeWish) -> None:
+        self._missing[wish.model], self._there = wish.nodes, self.pool.count(self.nodes())
         if not self._wanted:
-            self._asked = 0
+            self._asked, self.trouble = 0, ""
         elif self._wanted > self._asked:
             self._news.set()
 
@@ -103,10 +88,10 @@ class PoolSource:
             try:
                 self.done(await self.pool.at_least(wanted))
             except ShoalError as error:
-                self._say(str(error))
+                self.trouble = str(error) if self._wanted else ""
                 await asyncio.sleep(backoff.next(self.rng))
             else:
-                self._say("")
+                self.trouble = ""
                 backoff.tries = 0
                 self._asked = wanted
 
@@ -120,11 +105,3 @@ class PoolSource:
             except TimeoutError:
                 self._asked = 0
         return wanted
-
-    def _say(self, why: str) -> None:
-        """Once that it fails, once that it works again."""
-        if why and not self.trouble:
-            log.warning("nodes cannot be asked for", reason=why)
-        elif self.trouble and not why:
-            log.info("nodes can be asked for again")
-        self.trouble = why

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from shoal.errors import ClusterError
@@ -20,7 +20,7 @@ class RayPool:
         """cluster: the name that `shoal ray up` was given. command: that runs shoal."""
         self._cluster, self._command = cluster, command
 
-    def count(self, nodes: Sequence[str]) -> int:
+    def count(self, nodes: Collection[str]) -> int:
         return len(nodes)
 
     async def at_least(self, nodes: int) -> str:

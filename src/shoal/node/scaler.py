@@ -22,10 +22,10 @@ from shoal.node.node_source import NodeSource
 from shoal.observed.event import EventKind
 from shoal.observed.fleet_plan import AskForNodes, FleetPlan, ModelPlan, StartReplica, StopReplica
 from shoal.pipeline_id import PipelineId
+from shoal.serving.node_wish import NodeWish
 from shoal.serving.scaling.autoscaler import Autoscaler
 from shoal.serving.scaling.load import ModelLoad, ReplicaLoad, ReplicaPhase
 from shoal.serving.scaling.room import ReplicaPlace
-from shoal.serving.webhook import NodeWish
 from shoal.telemetry.metrics import ScalingMetrics
 
 log = structlog.get_logger()
@@ -317,7 +317,7 @@ class Scaler:
     def _wish(self, wish: NodeWish) -> None:
         self._metrics.nodes.set(wish.nodes, wish.model)
         if self._source is not None:
-            self._source.wish(wish, [member.name for member in self._head.coordinator.cluster.members.values()])
+            self._source.wish(wish)
 
     def _take_back(self, models: Collection[str]) -> None:
         """What was wished for other models than these, which are gone."""

@@ -21,6 +21,7 @@ import structlog
 
 from shoal.config import check_webhook
 from shoal.retry import Backoff
+from shoal.serving.node_wish import NodeWish
 from shoal.serving.webhook_secret import WebhookSecret
 
 log = structlog.get_logger()
@@ -29,19 +30,6 @@ MOST_WAITING = 256
 """Models whose wishes may wait; a further one replaces that which waits longest."""
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _TYPE = "shoal.nodes.wanted"
-
-
-class NodeWish(msgspec.Struct, frozen=True):
-    """nodes: more than there are; 0: no more. replicas: that are to run on them."""
-
-    model: str
-    nodes: int
-    replicas: int
-    reason: str
-
-    def same(self, other: NodeWish) -> bool:
-        """But for the words."""
-        return (self.model, self.nodes, self.replicas) == (other.model, other.nodes, other.replicas)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +78,7 @@ class NodeWebhook:
     clock: Callable[[], float] = time
     """Seconds since 1970."""
     trouble: str = ""
-    """Why the latest attempt failed; '': it did not."""
+    """Why the latest attempt failed; '': it did not, or it was to take back the last wish."""
 
     def __post_init__(self) -> None:
         check_webhook(self.url)
@@ -183,6 +171,8 @@ class NodeWebhook:
         if why:
             log.warning("a wish for nodes is given up", host=self._host, model=model, tries=waiting.tries, reason=why)
         del self._waiting[model]
+        if not waiting.wish.nodes and not self._waiting:
+            self.trouble = ""
         if why or waiting.wish.nodes:
             self._told[model] = _Told(waiting.wish, now + self.patience.repeat)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class Pool:
         self.asked: list[int] = []
         self.fails = ""
 
-    def count(self, nodes: Sequence[str]) -> int:
+    def count(self, nodes: Collection[str]) -> int:
         return len(nodes)
 
     async def at_least(self, nodes: int) -> str:
@@ -54,7 +54,7 @@ class Scaled(Kept):
     async def open(self) -> None:
         await super().open()
         self.pool = Pool()
-        self.scaler = Scaler(self.head, self.keeper, self.settings, PoolSource(self.pool, 64))
+        self.scaler = Scaler(self.head, self.keeper, self.settings, PoolSource(self.pool, 64, lambda: self.head.members))
         self.scaling = asyncio.ensure_future(self.scaler.run())
 
     async def close(self) -> None:

@@ -21,7 +21,8 @@ from structlog.testing import capture_logs
 
 from shoal.errors import ConfigError
 from shoal.serving import webhook as module
-from shoal.serving.webhook import NodeWebhook, NodeWish, WebhookPatience
+from shoal.serving.node_wish import NodeWish
+from shoal.serving.webhook import NodeWebhook, WebhookPatience
 from shoal.serving.webhook_secret import WebhookSecret
 from tests.support.webhook_receiver import Delivery, Receiver, receiver
 
@@ -112,6 +113,21 @@ def test_what_will_not_get_better_is_given_up(answer: str, why: str) -> None:
             await settled(webhook)
             assert why in webhook.trouble
             webhook.wish(NodeWish("m", 3, 1, ""))
+            await there.count(2)
+            await settled(webhook)
+            assert webhook.trouble == ""
+
+    run(play())
+
+
+def test_what_is_not_wished_any_more_is_no_trouble() -> None:
+    async def play() -> None:
+        async with receiver("404", "404") as there, sending(there) as webhook:
+            webhook.wish(WISH)
+            await there.count(1)
+            await settled(webhook)
+            assert webhook.trouble == "status 404"
+            webhook.wish(NodeWish("m", 0, 0, ""))
             await there.count(2)
             await settled(webhook)
             assert webhook.trouble == ""
