@@ -136,6 +136,8 @@ def test_up_serves_though_a_model_waits_for_a_node_and_a_flag_goes_before_the_fi
     flagged = made.up("--model", MODEL, "--nodes", "1", "--slots", "2", "--context", "128", **config(tmp_path, text))
     flagged.until_said("more nodes: ")
     assert served(made)[MODEL]["context"] == 128
+    assert "--model does not name" not in head.said
+    assert f"{tmp_path / 'shoal.toml'}:2: [models.other] is about a model that --model does not name" in flagged.said.splitlines()
 
 
 @pytest.mark.parametrize(

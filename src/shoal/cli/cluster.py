@@ -28,7 +28,7 @@ from shoal.launch.scaling import NodeSources, checked_scaling, scaler_of
 from shoal.launch.upstream_keys import upstream_keys
 from shoal.leadership.keepers import NO_KEEPER, parse
 from shoal.models.description import Description, listed
-from shoal.models.sections import section_of
+from shoal.models.sections import section_of, unserved
 from shoal.node.daemon_thread import in_daemon_thread
 from shoal.node.head import Head
 from shoal.node.host_environment import HostEnvironment
@@ -77,6 +77,8 @@ async def fetched(model: str, stop: asyncio.Event, host: str = "") -> Descriptio
 
 async def offered(settings: HeadSettings, stop: asyncio.Event) -> list[ModelOffer] | None:
     """The models that a head is to serve, fetched; None after a stop. Raises ConfigError for two of one name."""
+    for words in unserved(settings.sections, settings.models):
+        line(words, "yellow")
     offers: list[ModelOffer] = []
     for name in settings.models:
         own = settings.of_model(section_of(settings.sections, name))

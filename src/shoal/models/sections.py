@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from shoal.config import ModelSection
 from shoal.errors import ConfigError, UserError
 from shoal.models.reference import Reference
+from shoal.spelling import suggestion
 
 
 def section_of(sections: Sequence[ModelSection], reference: str) -> ModelSection | None:
@@ -18,6 +19,12 @@ def section_of(sections: Sequence[ModelSection], reference: str) -> ModelSection
     if len(found) > 1:
         raise ConfigError(f"{found[1].where}: the model {reference} has a section already: {found[0].where}")
     return found[0] if found else None
+
+
+def unserved(sections: Sequence[ModelSection], references: Sequence[str]) -> list[str]:
+    """What to say of sections that are about none of these models, each in a line."""
+    idle = [section for section in sections if not any(_same(section.name, reference) for reference in references)]
+    return [f"{section.where} is about a model that --model does not name{suggestion(section.name, references)}" for section in idle]
 
 
 def _same(name: str, reference: str) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from shoal.config import EngineSettings, HeadSettings, KvType, ModelSection, ModelSettings, Precision
 from shoal.errors import ConfigError
 from shoal.models.description import Description
-from shoal.models.sections import section_of
+from shoal.models.sections import section_of, unserved
 from shoal.node.model_engine import ModelOffer
 from shoal.testing import toy
 
@@ -51,6 +51,15 @@ def test_a_section_may_have_the_name_of_the_api_or_any_reference(section: str, r
 def test_it_is_not_about_others(section: str, reference: str) -> None:
     assert section_of(named(section), reference) is None
     assert section_of((), reference) is None
+
+
+def test_sections_of_models_that_are_not_served_are_told_with_what_may_be_meant() -> None:
+    sections = named("smolm2-135m", "hf:org/Repo", "mine", "idle")
+    assert unserved(sections, ["smollm2-135m", "org/Repo", "/models/mine.gguf"]) == [
+        "config.toml:1: [models.smolm2-135m] is about a model that --model does not name (did you mean 'smollm2-135m'?)",
+        "config.toml:4: [models.idle] is about a model that --model does not name",
+    ]
+    assert unserved((), ["smollm2-135m"]) == []
 
 
 def test_two_sections_of_one_model_are_told_with_their_lines() -> None:
