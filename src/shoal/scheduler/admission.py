@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shoal.request import BlockId, Priority
-from shoal.scheduler.dynamic_batching import DynamicBatching
+from shoal.scheduler.dynamic_batching import release
 from shoal.scheduler.sequence import Sequence
 from shoal.scheduler.slots import Slots
 
@@ -14,7 +14,7 @@ class Admission:
 
     def admit(self, step: int, now: float) -> None:
         """Admits the sequences that can enter before step number `step`, first come first. now: seconds."""
-        DynamicBatching(self._slots.limits.batching).release(self._slots.waiting, now)
+        release(self._slots.waiting, self._slots.limits.batching, now)
         passed: list[Sequence] = []
         while (sequence := self._slots.waiting.first) is not None:
             # It waits for others, for its sample, or for the prompt that it forks from; those behind it may enter meanwhile.

@@ -11,21 +11,23 @@ from shoal.scheduler.limits import Batching
 from shoal.scheduler.sequence import Sequence
 
 
-class DynamicBatching:
-    def __init__(self, batching: Batching) -> None:
-        self.batching = batching
+def release(waiting: Iterable[Sequence], batching: Batching, now: float) -> None:
+    """Lets all of them in, if there are enough or one has waited for long enough. now: seconds."""
+    if not batching.delay:
+        return
+    held = _held(waiting)
+    first = due(held, batching)
+    if len(held) >= batching.size or (first is not None and now >= first):
+        for sequence in held:
+            sequence.held = False
 
-    def release(self, waiting: Iterable[Sequence], now: float) -> None:
-        """Lets all of them in, if there are enough or one has waited for long enough."""
-        held = self._held(waiting)
-        due = self.due(held)
-        if len(held) >= self.batching.size or (due is not None and now >= due):
-            for sequence in held:
-                sequence.held = False
 
-    def due(self, waiting: Iterable[Sequence]) -> float | None:
-        """When the first has waited for long enough; None: no one waits for others."""
-        return min((sequence.came + self.batching.delay for sequence in self._held(waiting)), default=None)
+def due(waiting: Iterable[Sequence], batching: Batching) -> float | None:
+    """When the first has waited for long enough; None: no one waits for others."""
+    if not batching.delay:
+        return None
+    return min((sequence.came + batching.delay for sequence in _held(waiting)), default=None)
 
-    def _held(self, waiting: Iterable[Sequence]) -> list[Sequence]:
-        return [sequence for sequence in waiting if sequence.held] if self.batching.delay else []
+
+def _held(waiting: Iterable[Sequence]) -> list[Sequence]:
+    return [sequence for sequence in waiting if sequence.held]

@@ -22,12 +22,12 @@ import msgspec
 
 from shoal.errors import InvalidRequest, QueueFull, RemoteProtocolError
 from shoal.request import MAX_ALTERNATIVES, FinishReason, Priority, Request, RequestId, SequenceId, TokenChunk
+from shoal.scheduler import dynamic_batching
 from shoal.scheduler.admission import Admission
 from shoal.scheduler.blocks import BlockPool
 from shoal.scheduler.budget import StepBudget
 from shoal.scheduler.candidates import candidates, share, too_few
 from shoal.scheduler.cost import StepCost, StepLoad
-from shoal.scheduler.dynamic_batching import DynamicBatching
 from shoal.scheduler.limits import Counters, Limits
 from shoal.scheduler.plan import Chunk, Opened, PromptQuery, Sampled, StepPlan, StepResult
 from shoal.scheduler.prompt_outputs import answered, outputs, query
@@ -135,7 +135,7 @@ class Scheduler:
     @property
     def due(self) -> float | None:
         """When sequences that wait for others are admitted in any case: `schedule` should then be called. None: no one waits for others."""
-        return DynamicBatching(self.limits.batching).due(self.slots.waiting)
+        return dynamic_batching.due(self.slots.waiting, self.limits.batching)
 
     def add(self, request: Request, generated: Mapping[int, list[int]] | None = None, now: float = 0.0) -> None:
         """Queues a request. Raises InvalidRequest for one that can never run, QueueFull for one too many.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.request import RequestId, SequenceId
-from shoal.scheduler.dynamic_batching import DynamicBatching
+from shoal.scheduler.dynamic_batching import due, release
 from shoal.scheduler.limits import Batching
 from shoal.scheduler.sequence import Sequence
 from tests.support.toy_stage import Toy, assert_right, limits, request
@@ -25,18 +26,18 @@ def test_all_are_let_in_when_there_are_enough_or_the_first_has_waited_for_long_e
     arrivals: list[float], size: int, delay: float, now: float
 ) -> None:
     waiting = [held(at, came) for at, came in enumerate(arrivals)]
-    batches = DynamicBatching(Batching(size, delay))
-    due = batches.due(waiting)
-    batches.release(waiting, now)
+    batching = Batching(size, delay)
+    first = due(waiting, batching)
+    release(waiting, batching, now)
     left = [sequence for sequence in waiting if sequence.held]
     assert left in ([], waiting), "some of them were let in, and some were not"
-    assert (due is None) == (not arrivals)
+    assert (first is None) == (not arrivals)
     if left:
-        assert len(left) < size and due is not None and now < due == min(arrivals) + delay
-        batches.release(waiting, due)
+        assert len(left) < size and first is not None and now < first == min(arrivals) + delay
+        release(waiting, batching, first)
         assert not any(sequence.held for sequence in waiting), "it is due, and they wait"
-    elif due is not None:
-        assert len(arrivals) >= size or now >= due, "they were let in before they had to be"
+    elif first is not None:
+        assert len(arrivals) >= size or now >= first, "they were let in before they had to be"
 
 
 @dataclass(frozen=True)
@@ -145,3 +146,12 @@ def test_without_a_delay_nobody_waits(size: int) -> None:
     toy.add(request("a", [1]))
     assert toy.scheduler.due is None and toy.send() is not None
     toy.cancel(RequestId("a"))
+
+
+def test_without_a_delay_nobody_is_looked_at() -> None:
+    def waiting() -> Iterator[Sequence]:
+        raise AssertionError("a queue may be long")
+        yield
+
+    release(waiting(), Batching(4, 0.0), 1.0)
+    assert due(waiting(), Batching(4, 0.0)) is None
