@@ -35,7 +35,7 @@ def test_a_copy_over_two_nodes_can_do_with_one_of_them() -> None:
 
 def test_copies_of_different_models_share_a_node() -> None:
     there_is = room([230, 150], there("a", 1, {0: 110}))
-    assert there_is.more(["b", "b"]) == [CopyRoom(("n0",)), CopyRoom(("n1",))] or there_is.more(["b"])[0].nodes
+    assert there_is.more(["b", "b"]) == [CopyRoom(("n1",)), CopyRoom(("n0",))]
     full = room([200], there("a", 1, {0: 110}))
     assert full.more(["b"]) == [CopyRoom(missing=20)]
     assert full.more(["b"], [PipelineId("a", 1)]) == [CopyRoom(("n0",))], "once the other is gone"

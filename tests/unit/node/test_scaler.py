@@ -92,13 +92,18 @@ def scaled(folder: Path, scenario: Callable[[Scaled], Awaitable[None]], **settin
 
 
 @pytest.mark.slow
-def test_load_adds_a_copy_and_quiet_takes_it_away_and_streams_are_right(tmp_path: Path) -> None:
+def test_load_adds_a_copy_and_quiet_takes_it_away_though_plans_are_asked_for_and_streams_are_right(tmp_path: Path) -> None:
     async def scenario(city: Scaled) -> None:
         city.start("a")
         city.start("b")
         engine = city.serve("toy", LAYERS)
         await city.serving(engine)
         async with city.loaded_with(engine, 12):
+            await asyncio.sleep(1)
+            before = len(engine.copies.runners)
+            plans = [city.scaler.plan() for _ in range(5)]
+            assert len(engine.copies.runners) == before and all(plan.on for plan in plans)
+            assert {plan.models for plan in plans} == {plans[0].models}
             await city.until(lambda: sum(runner.serving for runner in engine.copies) == 2)
             assert any(words.startswith("toy/2 is added on ") for words in city.told()), city.told()
         await city.until(lambda: len(engine.copies.kept) == 1)
@@ -304,22 +309,6 @@ def test_an_operator_keeps_to_the_bounds(tmp_path: Path) -> None:
         assert not refused.done and "served already; 3 replicas, not 10" in refused.message
 
     scaled(tmp_path, scenario, replicas_min=2, replicas_max=3)
-
-
-def test_asking_for_a_plan_changes_nothing(tmp_path: Path) -> None:
-    async def scenario(city: Scaled) -> None:
-        city.start("a")
-        city.start("b")
-        engine = city.serve("toy", LAYERS)
-        await city.serving(engine)
-        async with city.loaded_with(engine, 12):
-            await asyncio.sleep(1)
-            before = len(engine.copies.runners)
-            plans = [city.scaler.plan() for _ in range(5)]
-            assert len(engine.copies.runners) == before and all(plan.on for plan in plans)
-            assert {plan.models for plan in plans} == {plans[0].models}
-
-    scaled(tmp_path, scenario)
 
 
 def test_without_bounds_nothing_is_scaled_watched_or_counted_but_the_plan_says_what_the_load_asks_for(tmp_path: Path) -> None:
