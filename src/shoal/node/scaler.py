@@ -57,8 +57,10 @@ class Scaler:
         self._terms: dict[str, CopyTerms] = {}
         self._offers: dict[str, ModelOffer] = {}
         """Both of models that were served, also of those that rest."""
-        self._kept: dict[str, set[int]] | None = None
-        """Numbers of the copies that each model had after the last look; None: there was none yet."""
+        self._kept: dict[str, set[int]] = {}
+        """Numbers of the copies that each model had after the last look."""
+        self._observed: set[str] | None = None
+        """Models that had copies when their loads were looked at last; None: that was never."""
         self._loading: dict[PipelineId, float] = {}
         """Since when copies load that have not served yet."""
         self._served: set[PipelineId] = set()
@@ -89,12 +91,11 @@ class Scaler:
     # What would be done
 
     def plan(self) -> FleetPlan:
-        """For the loads of the last look. Changes nothing."""
+        """For the loads of the last look, unless models have come or gone since. Changes nothing."""
         if not self._settings.scaling.on:
             return self._preview()
-        if self._kept is None:
+        if self._observed != {*self._head.engines}:
             self._observe()
-            self._kept = self._copies()
         return self._autoscaler.plan(self._now, self._room)
 
     def _preview(self) -> FleetPlan:
@@ -156,9 +157,10 @@ class Scaler:
         loads = [self._watched(engine, room) for engine in engines.values()]
         loads += [self._resting(name) for name in self._keeper.resting]
         self._autoscaler.observe(now, loads, self.forecaster.expected if self.forecaster is not None else None)
-        for name, before in (self._kept or {}).items():
+        for name, before in self._kept.items():
             if name in engines and (kept := {*engines[name].copies.kept}) != before:
                 self._autoscaler.changed(now, name, added=len(kept) > len(before))
+        self._kept, self._observed = self._copies(), {*engines}
         self._forget()
         self._metrics.replicas.only({(load.model, phase.value): load.count(phase) for load in loads for phase in ReplicaPhase})
 

@@ -160,6 +160,7 @@ def test_a_model_that_nobody_asks_for_goes_and_a_request_wakes_it(tmp_path: Path
         assert city.keeper.loadable == []
         await city.right(engine, city.request("one"))
         await city.until(lambda: not city.loaded)
+        assert (city.plan().serving, city.plan().planned) == (0, 0), "a plan tells what came of the last one"
         assert city.keeper.loadable == ["small"] == city.keeper.resting, "those that nobody served stay unknown"
         await asyncio.sleep(30)
         assert not city.loaded and city.plan().wanted == 0 and city.head.topology().route.model == ""
