@@ -12,12 +12,13 @@ from pathlib import Path
 from time import perf_counter
 
 from benchmarks.peers import free_port, until_healthy
-from shoal.config import HeadSettings, NodeSettings, composed
+from shoal.config import HeadSettings, NodeSettings
 from shoal.launch.local import LocalCluster, local_cluster
 from shoal.models.description import describe
 from shoal.node.head import Head
 from shoal.node.model_engine import ModelOffer
 from shoal.request import Request, RequestId, SamplingParams
+from shoal.settings import composed
 
 _names = itertools.count()
 

@@ -17,7 +17,7 @@ import structlog
 
 from shoal.cli.logs import text_processors
 from shoal.cli.relocation import move_in
-from shoal.config import HeadSettings, from_environment, settings_of
+from shoal.config import HeadSettings
 from shoal.config import NodeSettings as _NodeSettings
 from shoal.errors import ClusterError, ConfigError
 from shoal.executor.runtimes import check_runtime
@@ -26,6 +26,7 @@ from shoal.models.description import describe
 from shoal.native import missing
 from shoal.node.model_engine import ModelOffer
 from shoal.request import FinishReason, Request, RequestId, SamplingParams
+from shoal.settings import from_environment, settings_of
 from shoal.text.detokenizer import TextStream
 
 T = TypeVar("T")

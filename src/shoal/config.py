@@ -1,26 +1,22 @@
-"""The settings of each role: one frozen dataclass per role, every field documented and checked here.
-
-Only this module, `environment` and `folders` read the environment. The command line derives its flags from these fields: the field
-`kv_type` of a role is the flag `--kv-type`, the variable `SHOAL_KV_TYPE` and the key `kv-type` of the configuration file. The first
-of these that is set wins.
-"""
+"""The settings of each role: one frozen dataclass per role, every field documented and checked here."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from shoal.address import is_loopback, is_wildcard, parse_address, parse_host
+from shoal.address import is_loopback, is_wildcard, parse_address
 from shoal.allowance import processors
 from shoal.errors import ConfigError, ContradictorySettings
 from shoal.folders import cache_dir, data_dir, state_dir, user_path
 from shoal.native import INSTRUCTION_SETS
+from shoal.settings import Settings, beside, composed, parse_bytes, part, setting, values_of
+from shoal.urls import check_receiver, check_webhook, parse_upstream
 
 
 class Precision(enum.StrEnum):
@@ -88,83 +84,13 @@ class RuntimeName(enum.StrEnum):
     OPENVINO = "openvino"
 
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-
-
-def parse_bytes(text: str) -> int:
-    """'1.5GiB' → 1610612736. Raises ConfigError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2].upper() not in _UNITS:
-        raise ConfigError(f"'{text}' is not a size; write one like 512MiB or 1.5GiB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
 def default_threads() -> int:
     """The cores that this process may use."""
     return processors().usable
 
 
-S = TypeVar("S", bound="Settings")
-
 MOST_REPLICAS = 1024
 """Of one model."""
-
-
-def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
-    """A documented field; numbers are checked against [low, high]."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
-
-
-def beside(default: Any) -> Any:
-    """A field that is not set by a flag, a variable or a key of its own."""
-    return dataclasses.field(default=default, metadata={"beside": True})
-
-
-def part(role: type[S]) -> Any:
-    """A role that is part of another: its settings count as the other's."""
-    return dataclasses.field(default_factory=role, metadata={"role": role})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Base of the roles."""
-
-    _DASHES: ClassVar[str] = "--"
-    """Before the names of its fields, for people: most are flags."""
-
-    def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            if "role" in field.metadata:
-                continue
-            if isinstance(kinds[field.name], type) and issubclass(kinds[field.name], enum.Enum):
-                self._choose(field.name, kinds[field.name])
-            value, low, high = getattr(self, field.name), field.metadata.get("low"), field.metadata.get("high")
-            flag = self._DASHES + field.name.replace("_", "-")
-            if value is None or isinstance(value, str | bool) or low is None:
-                continue
-            if not (low <= value and (high is None or value <= high)):  # this also catches NaN
-                upper = f" and at most {high:g}" if high is not None else ""
-                raise ConfigError(f"{flag} must be at least {low:g}{upper}, not {value}")
-        self.check()
-
-    def _choose(self, name: str, kind: type[enum.Enum]) -> None:
-        """Converts a plain string to the choice that it names."""
-        try:
-            object.__setattr__(self, name, kind(getattr(self, name)))
-        except ValueError:
-            choices = ", ".join(str(choice.value) for choice in kind)
-            raise ConfigError(f"--{name.replace('_', '-')} is one of {choices}, not '{getattr(self, name)}'") from None
-
-    def check(self) -> None:
-        """Checks the fields together. Raises ConfigError; ContradictorySettings for what is wrong only because of another field."""
-
-    def _check_host(self, name: str) -> None:
-        """Converts a host to its stored form. Raises ConfigError."""
-        try:
-            object.__setattr__(self, name, parse_host(getattr(self, name)))
-        except ConfigError as error:
-            raise ConfigError(f"--{name.replace('_', '-')}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -287,47 +213,6 @@ def _listed(models: str) -> list[str]:
     return [models] if user_path(models).exists() else [name.strip() for name in models.split(",") if name.strip()]
 
 
-def _check_receiver(url: str) -> None:
-    """Raises ConfigError."""
-    how = "write http://HOST:4318 or grpc://HOST:4317, https or grpcs with TLS, or env"
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError as error:  # a port that is none, or a bracket too few
-        raise ConfigError(f"--traces {url}: {error}; {how}") from None
-    if parts.scheme not in ("http", "https", "grpc", "grpcs") or not host or port == 0:
-        raise ConfigError(f"--traces {url} is no place for traces; {how}")
-    if "@" in parts.netloc:
-        raise ConfigError("--traces takes no password; OTEL_EXPORTER_OTLP_HEADERS may hold a header with one")
-    if parts.query or parts.fragment or (parts.path.strip("/") and parts.scheme.startswith("grpc")):
-        raise ConfigError(f"--traces {url} says more than a host and a port; {how}")
-    try:
-        parse_host(host)
-    except ConfigError as error:
-        raise ConfigError(f"--traces {url}: {error}") from None
-
-
-def parse_upstream(text: str) -> str:
-    """The base URL of an OpenAI-compatible server: 'http://other:8000/' → 'http://other:8000/v1'. Raises ConfigError."""
-    how = "write one like http://192.168.1.21:8000/v1"
-    try:
-        parts = urlsplit(text)
-        host, port = parts.hostname or "", parts.port
-    except ValueError as error:  # a port that is none, or a bracket too few
-        raise ConfigError(f"--upstream {text[:200]}: {error}; {how}") from None
-    if "@" in parts.netloc:
-        raise ConfigError(f"--upstream takes no user and password; put the server's key into --upstream-key-file, and {how}")
-    if parts.scheme not in ("http", "https") or not host or port == 0 or re.search(r"\s", text):
-        raise ConfigError(f"--upstream {text[:200]} is not the URL of a server; {how}")
-    if parts.query or parts.fragment:
-        raise ConfigError(f"--upstream {text[:200]} has more than a host, a port and a path; {how}")
-    try:
-        parse_host(host)
-    except ConfigError as error:
-        raise ConfigError(f"--upstream {text[:200]}: {error}") from None
-    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/') or '/v1'}"
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ListenerSettings(Settings):
     """How a process serves the API to its clients: the same at a head and at a gateway."""
@@ -438,7 +323,7 @@ class ApiSettings(ListenerSettings):
         super().check()
         self._check_upstreams()
         if self.traces not in ("", "env"):
-            _check_receiver(self.traces)
+            check_receiver(self.traces)
         for name in ("max_file", "files_space", "responses_size"):
             self._check_size(name)
 
@@ -472,24 +357,6 @@ class ApiSettings(ListenerSettings):
     @property
     def files_space_bytes(self) -> int:
         return parse_bytes(self.files_space)
-
-
-def check_webhook(url: str) -> None:
-    """Raises ConfigError. The message has no more of it than its host: the rest may hold a token."""
-    how = "write https://HOST/PATH, or http://HOST/PATH where nobody else listens"
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError as error:  # a port that is none, or a bracket too few
-        raise ConfigError(f"--webhook: {error}; {how}") from None
-    if parts.scheme not in ("http", "https") or not host or port == 0 or parts.fragment or not url.isascii() or not url.isprintable():
-        raise ConfigError(f"--webhook is no place for webhooks; {how}")
-    if "@" in parts.netloc:
-        raise ConfigError("--webhook takes no password: the receiver knows the sender by the signature")
-    try:
-        parse_host(host)
-    except ConfigError as error:
-        raise ConfigError(f"--webhook: {error}; {how}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -774,88 +641,3 @@ class HeadSettings(Settings):
         if self.state or not self.api.port:
             return self
         return dataclasses.replace(self, state=str(state_dir() / "heads" / str(self.api.port)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """A setting of a role. role: the one that declares it, which is that role or a part of it."""
-
-    name: str
-    kind: type[Any]
-    default: Any
-    help: str
-    role: type[Settings]
-
-
-def settings_of(role: type[Settings]) -> list[Setting]:
-    """A role's settings, with those of its parts."""
-    found: list[Setting] = []
-    kinds = get_type_hints(role)
-    for field in dataclasses.fields(role):
-        if "role" in field.metadata:
-            found += settings_of(field.metadata["role"])
-        elif "beside" not in field.metadata:
-            found.append(Setting(field.name, kinds[field.name], field.default, field.metadata["help"], role))
-    return found
-
-
-def values_of(settings: Settings) -> dict[str, Any]:
-    """The values of settings by name, with those of their parts."""
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if "beside" not in field.metadata:
-            values.update(values_of(value) if isinstance(value, Settings) else {field.name: value})
-    return values
-
-
-def composed(role: type[S], values: Mapping[str, Any]) -> S:
-    """A role's settings from the given values by name, with defaults for the others; values of other roles are ignored. Raises
-    ConfigError."""
-    own = {
-        field.name: composed(field.metadata["role"], values) if "role" in field.metadata else values[field.name]
-        for field in dataclasses.fields(role)
-        if "role" in field.metadata or field.name in values
-    }
-    return role(**own)
-
-
-def _boolean(text: str) -> bool:
-    """Raises ValueError."""
-    known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False, "": False}
-    if text.lower() not in known:
-        raise ValueError("write true or false")
-    return known[text.lower()]
-
-
-def variable(name: str, environment: Mapping[str, str] = os.environ) -> str | None:
-    """One variable's value; None if it is not set."""
-    return environment.get(name)
-
-
-def variables(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Names of the SHOAL_ variables that are set."""
-    return sorted(name for name in environment if name.startswith("SHOAL_"))
-
-
-def from_environment(
-    role: type[S], given: Mapping[str, Any], environment: Mapping[str, str] = os.environ, file: Mapping[str, Any] | None = None
-) -> S:
-    """A role's settings: the given values, then the environment, the file and the defaults. Raises ConfigError.
-
-    file: values by field; fields of other roles are ignored
-    """
-    values: dict[str, Any] = {}
-    for setting in settings_of(role):
-        name, variable = setting.name, "SHOAL_" + setting.name.upper()
-        if given.get(name) is not None:
-            values[name] = given[name]
-        elif variable in environment:
-            kind: Any = _boolean if setting.kind is bool else setting.kind
-            try:
-                values[name] = kind(environment[variable])
-            except ValueError as error:
-                raise ConfigError(f"{variable}={environment[variable]!r}: {error}") from error
-        elif file is not None and name in file:
-            values[name] = file[name]
-    return composed(role, values)

@@ -9,8 +9,8 @@ import ssl
 from pathlib import Path
 
 from shoal.address import join_host_port
-from shoal.config import variable
 from shoal.errors import ConfigError
+from shoal.settings import variable
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import TypeVar
 
-from shoal.config import HeadSettings, NodeSettings, composed
+from shoal.config import HeadSettings, NodeSettings
 from shoal.control import messages as control
 from shoal.discovery.topology import Topology
 from shoal.executor.journal import JournalLimits
@@ -22,6 +22,7 @@ from shoal.node.pipeline_runner import PipelineRunner
 from shoal.pipeline.timing import StepTiming
 from shoal.pipeline_id import PipelineId
 from shoal.request import Request, RequestId, SamplingParams, TokenChunk
+from shoal.settings import composed
 from shoal.testing import toy
 from shoal.testing.clock import SimulatedLoop
 from shoal.testing.network import Host, Network, SimWorld

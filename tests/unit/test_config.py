@@ -18,16 +18,12 @@ from shoal.config import (
     NodeSettings,
     Precision,
     RuntimeName,
-    Settings,
-    composed,
-    from_environment,
-    parse_bytes,
-    parse_upstream,
-    settings_of,
 )
 from shoal.environment import hub_endpoint
 from shoal.errors import ConfigError
+from shoal.settings import Settings, composed, from_environment, parse_bytes, settings_of
 from shoal.sizes import human_bytes
+from shoal.urls import parse_upstream
 
 ROLES: list[type[Settings]] = [NodeSettings, EngineSettings, HeadSettings]
 
@@ -51,6 +47,10 @@ def test_where_traces_can_go(where: str):
         ("http://[::1", "write http://HOST:4318"),
         ("http://a:99999", "write http://HOST:4318"),
         ("http://me:secret@a:4318", "takes no password"),
+        ("http://me:secret@a:x", "is no place"),
+        ("http://me:secret@[::1", "is no place"),
+        ("http://a/\nb", "is no place"),
+        ("http://a/#part", "is no place"),
         ("grpc://a:4317/v1/traces", "more than a host and a port"),
         ("http://a:1/?x=1", "more than a host and a port"),
         ("http://a b:1", "is not a host"),
@@ -288,6 +288,7 @@ def test_an_upstream_is_a_base_url(text: str, url: str) -> None:
         ("http://other:99999", "Port out of range"),
         ("http://a b/v1", "not the URL"),
         ("http://me:pass@other/v1", "--upstream-key-file"),
+        ("http://me:pass@other:x/v1", "not the URL"),
         ("http://other/v1?key=1", "more than a host"),
         ("http://10.0.0.256/v1", "not a host"),
         ("http://one/v1,http://ONE", "twice"),

@@ -11,19 +11,10 @@ from hypothesis import strategies as st
 
 from shoal.cli.configuration import _commented
 from shoal.cli.options import sections
-from shoal.config import (
-    MOST_REPLICAS,
-    HeadSettings,
-    KvType,
-    ModelSection,
-    ModelSettings,
-    NodeSettings,
-    Precision,
-    from_environment,
-    settings_of,
-)
+from shoal.config import MOST_REPLICAS, HeadSettings, KvType, ModelSection, ModelSettings, NodeSettings, Precision
 from shoal.config_file import ConfigFile, header, lines, read
 from shoal.errors import ConfigError
+from shoal.settings import from_environment, settings_of
 
 
 def written(folder: Path, text: str) -> ConfigFile:

@@ -18,6 +18,8 @@ BASE = {
     "request",
     "errors",
     "config",
+    "settings",
+    "urls",
     "retry",
     "allowance",
     "address",
@@ -228,7 +230,7 @@ def test_ray_has_one_door():
 def test_three_modules_read_the_environment():
     users = [name(p) for p in sources() if "os.environ" in p.read_text() or "getenv" in p.read_text()]
     assert set(users) <= {
-        "config",
+        "settings",
         "environment",
         "folders",
         "launch.environment",

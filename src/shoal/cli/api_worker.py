@@ -15,13 +15,13 @@ import structlog
 from shoal.cli.log_format import LogFormat
 from shoal.cli.logs import log_to_stderr
 from shoal.cli.loop import on_signal, run
-from shoal.config import variable
 from shoal.errors import ShoalError
 from shoal.gateway.app import create_app
 from shoal.gateway.server import ApiServer
 from shoal.gateway.workers.client import RemoteEngines
 from shoal.launch.tokenizers import opened
 from shoal.launch.upstreams import upstreams_of
+from shoal.settings import variable
 
 log = structlog.get_logger()
 

@@ -28,8 +28,9 @@ from shoal.cli.options import (
     said,
     settings,
 )
-from shoal.config import EngineSettings, GatewaySettings, HeadSettings, NodeSettings, RuntimeName, from_environment
+from shoal.config import EngineSettings, GatewaySettings, HeadSettings, NodeSettings, RuntimeName
 from shoal.errors import ConfigError
+from shoal.settings import from_environment
 
 
 class Strategy(StrEnum):

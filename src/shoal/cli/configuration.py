@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from shoal.cli.options import Json, flag, known_variables, loaded, of_file, of_models, sections
-from shoal.config import EngineSettings, GatewaySettings, HeadSettings, NodeSettings, from_environment, values_of, variable, variables
+from shoal.config import EngineSettings, GatewaySettings, HeadSettings, NodeSettings
 from shoal.config_file import MODELS, ConfigFile, FileKey, header
 from shoal.errors import ConfigError
 from shoal.folders import config_file
+from shoal.settings import from_environment, values_of, variable, variables
 from shoal.spelling import suggestion
 
 app = typer.Typer(help="Show settings and where each comes from; write a configuration file.", no_args_is_help=True)

@@ -10,8 +10,9 @@ from shoal.address import is_loopback
 from shoal.cli.asking import base_url
 from shoal.cli.options import of_file
 from shoal.cli.show import line, line_out
-from shoal.config import ApiSettings, from_environment
+from shoal.config import ApiSettings
 from shoal.errors import ClusterError
+from shoal.settings import from_environment
 
 _PATIENCE = 10.0  # seconds
 

@@ -20,7 +20,7 @@ from shoal import __version__, allowance
 from shoal.cli.show import described, emit, err, expected, line, line_out, out, placement_rows, split, worker_rows
 from shoal.cli.streamed_plan import StreamedPlan, as_lines, as_values, planned
 from shoal.cli.ways import show_ways, ways_values
-from shoal.config import EngineSettings, NodeRole, RuntimeName, default_threads, parse_bytes
+from shoal.config import EngineSettings, NodeRole, RuntimeName, default_threads
 from shoal.errors import ConfigError, NotEnoughMemory
 from shoal.executor.cost import model_cost
 from shoal.executor.hardware_files import read_hardware
@@ -35,6 +35,7 @@ from shoal.placement.moves import Moves
 from shoal.placement.partition import Placement, place
 from shoal.placement.profile import Demand, LinkSpeeds, NodeProfile
 from shoal.placement.ways import Comparison, compared
+from shoal.settings import parse_bytes
 from shoal.sizes import human_bytes
 
 

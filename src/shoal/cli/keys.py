@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shoal.cli.options import Json, flag, of_file
-from shoal.config import ApiSettings, from_environment
+from shoal.config import ApiSettings
 from shoal.errors import ConfigError
 from shoal.request import Priority
+from shoal.settings import from_environment
 
 if TYPE_CHECKING:
     from shoal.gateway.auth.key import ApiKey, KeyRole

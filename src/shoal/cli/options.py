@@ -30,15 +30,11 @@ from shoal.config import (
     NodeSettings,
     RuntimeName,
     ScalingSettings,
-    Setting,
-    Settings,
-    composed,
-    from_environment,
-    settings_of,
 )
 from shoal.config_file import MODELS, ConfigFile, FileKey, Sections, header, read
 from shoal.errors import ConfigError, ContradictorySettings
 from shoal.folders import config_file, config_is_named
+from shoal.settings import Setting, Settings, composed, from_environment, settings_of
 
 _PANELS: dict[type[Settings], str] = {EngineSettings: "Model", ApiSettings: "API", HeadSettings: "Cluster", ScalingSettings: "Autoscaling"}
 

@@ -15,9 +15,10 @@ import typer
 
 from shoal.cli.options import flag, with_one_text
 from shoal.cli.systemd_unit import Account, stops_after, unit
-from shoal.config import HeadSettings, from_environment
+from shoal.config import HeadSettings
 from shoal.environment import shell
 from shoal.errors import ConfigError, ShoalError
+from shoal.settings import from_environment
 
 app = typer.Typer(help="Keep `shoal serve` or `shoal join` running with systemd.", no_args_is_help=True)
 

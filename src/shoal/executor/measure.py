@@ -13,11 +13,12 @@ import numpy as np
 import structlog
 
 from shoal import allowance
-from shoal.config import NodeSettings, parse_bytes
+from shoal.config import NodeSettings
 from shoal.errors import ConfigError, WeightsUnreadable
 from shoal.executor.disk_speed import sampled_disk
 from shoal.executor.machine_profile import remembered
 from shoal.native import BLOCK_TOKENS, kernels
+from shoal.settings import parse_bytes
 from shoal.sizes import human_bytes
 
 if TYPE_CHECKING:

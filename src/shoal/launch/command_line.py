@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from shoal.config import Settings, settings_of, values_of
+from shoal.settings import Settings, settings_of, values_of
 
 
 def flags_of(settings: Settings) -> list[str]:

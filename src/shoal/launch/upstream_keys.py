@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from shoal.config import ApiSettings, parse_upstream
+from shoal.config import ApiSettings
 from shoal.errors import ConfigError
 from shoal.folders import user_path
 from shoal.security.private_file import read_private
+from shoal.urls import parse_upstream
 
 
 def upstream_keys(settings: ApiSettings) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from shoal import __version__
-from shoal.config import HeadSettings, MoreNodes, parse_bytes
+from shoal.config import HeadSettings, MoreNodes
 from shoal.control import messages as control
 from shoal.control.server import NodeConnection
 from shoal.discovery.topology import MAX_NAME, Topology
@@ -37,6 +37,7 @@ from shoal.placement.moves import Moves
 from shoal.placement.profile import Demand, LinkSpeed, NodeProfile
 from shoal.placement.profile import LinkSpeeds as Measured
 from shoal.placement.roles import RoleMoves
+from shoal.settings import parse_bytes
 from shoal.sizes import human_bytes
 from shoal.telemetry.recorder import Recorder
 from shoal.transport.base import FrameStream

@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
-from shoal.config import EngineSettings, HeadSettings, composed, settings_of, values_of
+from shoal.config import EngineSettings, HeadSettings
 from shoal.errors import RemoteProtocolError
 from shoal.node.model_engine import ModelEngine
+from shoal.settings import composed, settings_of, values_of
 
 RULES = (
     "on_demand",

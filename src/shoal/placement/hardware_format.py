@@ -7,9 +7,9 @@ from typing import Annotated, Any, cast
 
 import msgspec
 
-from shoal.config import parse_bytes
 from shoal.errors import ConfigError
 from shoal.placement.hardware import Curve, Device, Hardware, Tier, TierLink
+from shoal.settings import parse_bytes
 
 Above = Annotated[float, msgspec.Meta(gt=0)]
 AtLeastZero = Annotated[float, msgspec.Meta(ge=0)]

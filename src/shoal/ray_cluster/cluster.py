@@ -12,13 +12,14 @@ from typing import Any
 from ray.exceptions import RayError
 
 from shoal.address import http_url, is_wildcard, parse_address
-from shoal.config import HeadSettings, NodeSettings, parse_bytes
+from shoal.config import HeadSettings, NodeSettings
 from shoal.errors import ClusterError, ConfigError
 from shoal.ray_cluster.actors import HeadActor, NodeActor, ScaleOrders
 from shoal.ray_cluster.api import come, ray
 from shoal.ray_cluster.keeper import Keeper
 from shoal.ray_cluster.places import Bundle, Places, RayPlace
 from shoal.security.credentials import Credentials
+from shoal.settings import parse_bytes
 
 _NAMESPACE = "shoal"
 _LOOK = 0.5  # seconds between looks at the actors

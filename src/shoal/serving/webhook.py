@@ -19,10 +19,10 @@ import httpx2
 import msgspec
 import structlog
 
-from shoal.config import check_webhook
 from shoal.retry import Backoff
 from shoal.serving.node_wish import NodeWish
 from shoal.serving.webhook_secret import WebhookSecret
+from shoal.urls import check_webhook
 
 log = structlog.get_logger()
 

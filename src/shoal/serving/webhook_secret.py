@@ -10,9 +10,9 @@ from pathlib import Path
 import structlog
 from standardwebhooks.webhooks import Webhook
 
-from shoal.config import variable
 from shoal.errors import ConfigError
 from shoal.folders import user_path
+from shoal.settings import variable
 
 log = structlog.get_logger()
 

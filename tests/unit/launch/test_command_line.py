@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from shoal.cli.app import app
 from shoal.cli.options import with_one_text
-from shoal.config import ApiSettings, Codec, HeadSettings, KvType, NodeRole, NodeSettings, RuntimeName, composed, from_environment
+from shoal.config import ApiSettings, Codec, HeadSettings, KvType, NodeRole, NodeSettings, RuntimeName
 from shoal.launch.command_line import flags_of
+from shoal.settings import composed, from_environment
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=12)
 HEADS = st.fixed_dictionaries(

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from shoal.config import HeadSettings, MoreNodes, ScalingSettings, composed, from_environment, settings_of
+from shoal.config import HeadSettings, MoreNodes, ScalingSettings
 from shoal.errors import ConfigError
+from shoal.settings import composed, from_environment, settings_of
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import msgspec
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from shoal.config import parse_bytes
 from shoal.errors import ConfigError, Conflict, InvalidRequest, NotAuthenticated, UnknownObject
 from shoal.gateway.auth.caller import CALLER
 from shoal.gateway.auth.key import KeyRole
@@ -27,6 +26,7 @@ from shoal.observed.fleet_plan import FleetPlan
 from shoal.observed.history import History
 from shoal.observed.models import ModelsView
 from shoal.observed.requests import RequestView, Timeline
+from shoal.settings import parse_bytes
 
 MOST_WAIT = 30.0
 """Seconds for which a question waits for news."""
