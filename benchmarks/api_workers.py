@@ -23,7 +23,7 @@ from time import perf_counter
 
 import psutil
 
-from shoal.launch.keys import authority, kept_gateway_path
+from shoal.launch.keys import authority, kept_path
 from shoal.security.certificates import Role
 
 STREAMS, TOKENS = 32, 128
@@ -124,7 +124,7 @@ async def with_gateways(count: int) -> AsyncIterator[tuple[Sequence[int], psutil
     control, made, ports = free_port(), list[asyncio.subprocess.Process](), [free_port() for _ in range(count)]
     async with up("--secure", "--gateway-port", str(free_port()), "--control-port", str(control)) as (_, head):
         address = f"127.0.0.1:{control}"
-        authority().credentials(Role.GATEWAY, "benchmark").save(kept_gateway_path(address))
+        authority().credentials(Role.GATEWAY, "benchmark").save(kept_path(address, Role.GATEWAY))
         try:
             for port in ports:
                 command = (sys.executable, "-m", "shoal", "gateway", address, "--port", str(port))

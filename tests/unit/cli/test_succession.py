@@ -50,7 +50,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HeadSettings:
 
 
 def turns(settings: HeadSettings, address: Any = None) -> succession._Turns:
-    return succession._Turns(settings, None, address, [], asyncio.Event())
+    return succession._Turns(settings, None, address, [], asyncio.Event(), lambda head: None)
 
 
 def test_a_standby_whose_api_fails_says_so(settings: HeadSettings, monkeypatch: pytest.MonkeyPatch) -> None:
