@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.report import processor
+from shoal.config import INSTRUCTION_SETS
 from shoal.executor.kernel_speed import kernel_speed
-from shoal.native import INSTRUCTION_SETS, kernels
+from shoal.native import kernels
 
 ROWS = (1, 4, 8, 32, 128)
 

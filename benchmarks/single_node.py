@@ -13,8 +13,8 @@ from pathlib import Path
 
 from benchmarks import ours, peers
 from benchmarks.report import Figure, check, table
+from shoal.config import INSTRUCTION_SETS
 from shoal.models.sources import pull
-from shoal.native import INSTRUCTION_SETS
 
 Goals = tuple[float, float, float]
 """Ratios: of decoding one stream, eight streams, and of prefill."""

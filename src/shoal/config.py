@@ -14,9 +14,11 @@ from shoal.address import is_loopback, is_wildcard, parse_address
 from shoal.allowance import processors
 from shoal.errors import ConfigError, ContradictorySettings
 from shoal.folders import cache_dir, data_dir, state_dir, user_path
-from shoal.native import INSTRUCTION_SETS
 from shoal.settings import Settings, beside, composed, parse_bytes, part, setting, values_of
 from shoal.urls import check_receiver, check_webhook, parse_upstream
+
+INSTRUCTION_SETS = ("avx512", "avxvnni", "avx2", "i8mm", "dotprod", "portable")
+"""For which the kernels are compiled, where the compiler knows them; of those that a processor has, the first is used."""
 
 
 class Precision(enum.StrEnum):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shoal.native import BLOCK_TOKENS, INSTRUCTION_SETS, kernels
+from shoal.config import INSTRUCTION_SETS
+from shoal.native import BLOCK_TOKENS, kernels
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 BLOCK_TOKENS = 32
 """Tokens of a KV block: part of the kernels' memory layout, and therefore fixed for the whole cluster."""
 
-INSTRUCTION_SETS = ("avx512", "avxvnni", "avx2", "i8mm", "dotprod", "portable")
-"""For which the kernels are compiled, where the compiler knows them; of those that a processor has, the first is used."""
-
 
 def kernels():  # its type is the module's, which has no name
     """The extension module, or None. `_kernels.pyi` describes it."""
