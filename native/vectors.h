@@ -40,6 +40,16 @@ inline float sum_of(V v) {  // pairwise, in a fixed order
   return a[0];
 }
 
+inline int32_t sum_of(I v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32(reinterpret_cast<__m512i>(v));
+#else
+  int32_t total = 0;
+  for (int lane = 0; lane < L; ++lane) total += v[lane];
+  return total;
+#endif
+}
+
 inline float max_of(V v) {
   float a[L];
   keep(a, v);
