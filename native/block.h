@@ -47,16 +47,21 @@ void grow(std::vector<T>& v, int64_t size) {
 struct Rows {
   std::vector<float> x, scale;
   std::vector<int8_t> q;
-  std::vector<int32_t> sum;
+  std::vector<int32_t> sum, less;
 
   void reserve(int64_t values) {
-    grow(x, values), grow(q, values), grow(scale, values / kBlock + 1), grow(sum, values / kBlock + 1);
+    const int64_t blocks = values / kBlock + 1;
+    grow(x, values), grow(q, values), grow(scale, blocks), grow(sum, blocks), grow(less, 2 * blocks);
   }
   // Quantises `count` values from `at` on, which is a multiple of 32.
   void quantise(const Kernels& kernels, int64_t at, int64_t count) {
-    kernels.quantise(x.data() + at, count, q.data() + at, scale.data() + at / kBlock, sum.data() + at / kBlock);
+    const int64_t block = at / kBlock;
+    kernels.quantise(x.data() + at, count, q.data() + at, scale.data() + block, sum.data() + block, less.data() + 2 * block);
   }
-  Activations from(int64_t at = 0) const { return {x.data() + at, q.data() + at, scale.data() + at / kBlock, sum.data() + at / kBlock}; }
+  Activations from(int64_t at = 0) const {
+    const int64_t block = at / kBlock;
+    return {x.data() + at, q.data() + at, scale.data() + block, sum.data() + block, less.data() + 2 * block};
+  }
 };
 
 // One thread's way through the phases of a step. Each phase has a Share of its own, which all members take from.

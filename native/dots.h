@@ -64,16 +64,35 @@ inline B looked_up(B table, B codes) {
 }
 #endif
 
-// The operands of a block, as matrix.h says that it is stored.
+// Bytes two at a time: shifts take them so, and masks remove what that mixes up.
+typedef uint16_t P __attribute__((vector_size(4 * L), aligned(4)));
+inline P pairs_at(const uint8_t* p) { return *reinterpret_cast<const P*>(p); }
+
+// The operands of a block, as matrix.h says that it is stored. Their number is known when they are compiled, as all loops over them are
+// unrolled.
 template <int bits, bool has_table>
 struct Operands {
   const uint8_t* block;
   B table;
 
   B operator[](int i) const {
-    if (bits == 8) return kSigned ? flipped(bytes_at(block + i * 64)) : bytes_at(block + i * 64);
-    const B codes = nibbles(bytes_at(block + i % 4 * 64), i / 4 * 4);
-    return has_table ? looked_up(table, codes) : codes;
+    if constexpr (bits == 8) {
+      return kSigned ? flipped(bytes_at(block + i * 64)) : bytes_at(block + i * 64);
+    } else if constexpr (bits == 6) {
+      return reinterpret_cast<B>(six_bits(block + i / 4 * 192, i % 4));
+    } else if constexpr (bits == 5) {
+      const P plane = pairs_at(block + 256), upper = i < 4 ? plane << (4 - i) : plane >> (i - 4);
+      return reinterpret_cast<B>((pairs_at(block + i % 4 * 64) >> (i / 4 * 4) & 0x0f0f) | (upper & 0x1010));
+    } else {
+      const B codes = nibbles(bytes_at(block + i % 4 * 64), i / 4 * 4);
+      return has_table ? looked_up(table, codes) : codes;
+    }
+  }
+
+ private:
+  static P six_bits(const uint8_t* half, int i) {
+    if (i < 3) return pairs_at(half + i * 64) & 0x3f3f;
+    return (pairs_at(half) >> 6 & 0x0303) | (pairs_at(half + 64) >> 4 & 0x0c0c) | (pairs_at(half + 128) >> 2 & 0x3030);
   }
 };
 
@@ -113,10 +132,10 @@ inline I dot4(I acc, B w, int32_t x) {
 #endif
 }
 
-template <int R, class W>
-inline void dots_one_by_one(I* dots, const W& w, const int8_t* const* q) {
+template <int R, int count, class W>
+inline void dots_one_by_one(I* dots, const W& w, const int8_t* const* q, int first) {
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
+  for (int i = first; i < first + count; ++i) {
     const B operand = w[i];
     for (int r = 0; r < R; ++r) dots[r] = dot4(dots[r], operand, four(q[r] + i * 4));
   }
@@ -131,34 +150,36 @@ inline void sum_now([[maybe_unused]] T& sums) {
 #endif
 }
 
-// dots[r][lane] += the products of a block's operands with the inputs q[r][0..31].
-template <int R, int bits, bool has_table>
-inline void block_dots(I* dots, const Operands<bits, has_table>& w, const int8_t* const* q) {
+// dots[r][lane] += the products of `count` of a block's operands, from `first` on, with inputs of q[r][0..31].
+template <int R, int count, int bits, bool has_table>
+inline void block_dots(I* dots, const Operands<bits, has_table>& w, const int8_t* const* q, int first = 0) {
 #if SHOAL_LANES == 8 && !defined(SHOAL_VNNI256)
-  // Pairs of products as 16 bits. A weight of 4 bits is at most 15, so that all eight sums of pairs of a block fit: 8 * 2 * 15 * 127 = 30480.
-  // Of 8 bits one does: 2 * 128 * 127 = 32512. There the sign goes to the input, as the weights are taken unsigned.
+  // Pairs of products as 16 bits. A weight of 4 bits is at most 15, so that the sums of eight pairs fit: 8 * 2 * 15 * 127 = 30480; of 5 bits
+  // those of four, of 6 bits those of two. Of 8 bits one does: 2 * 128 * 127 = 32512. There the sign goes to the input, as the weights are
+  // taken unsigned.
   const __m256i ones = _mm256_set1_epi16(1);
-  if (bits == 4 && !has_table) {
+  constexpr int together = has_table || bits == 8 ? 0 : bits == 4 ? 8 : bits == 5 ? 4 : 2;
+  if constexpr (together > 0) {
     __m256i pairs[R];
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
+    for (int i = first; i < first + count; ++i) {
       const B operand = w[i];
       for (int r = 0; r < R; ++r) {
         const __m256i products = _mm256_maddubs_epi16(operand, _mm256_set1_epi32(four(q[r] + i * 4)));
-        pairs[r] = i ? _mm256_add_epi16(pairs[r], products) : products;
+        pairs[r] = (i - first) % together ? _mm256_add_epi16(pairs[r], products) : products;
         sum_now(pairs[r]);
+        if ((i - first) % together == together - 1 || i == first + count - 1) dots[r] += reinterpret_cast<I>(_mm256_madd_epi16(pairs[r], ones));
       }
     }
-    for (int r = 0; r < R; ++r) dots[r] += reinterpret_cast<I>(_mm256_madd_epi16(pairs[r], ones));
-    return;
-  }
+  } else {
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    const B operand = w[i], size = _mm256_abs_epi8(operand);
-    for (int r = 0; r < R; ++r) {
-      const __m256i turned = _mm256_sign_epi8(_mm256_set1_epi32(four(q[r] + i * 4)), operand);
-      dots[r] += reinterpret_cast<I>(_mm256_madd_epi16(_mm256_maddubs_epi16(size, turned), ones));
-      sum_now(dots[r]);
+    for (int i = first; i < first + count; ++i) {
+      const B operand = w[i], size = _mm256_abs_epi8(operand);
+      for (int r = 0; r < R; ++r) {
+        const __m256i turned = _mm256_sign_epi8(_mm256_set1_epi32(four(q[r] + i * 4)), operand);
+        dots[r] += reinterpret_cast<I>(_mm256_madd_epi16(_mm256_maddubs_epi16(size, turned), ones));
+        sum_now(dots[r]);
+      }
     }
   }
 #elif defined(__ARM_FEATURE_MATMUL_INT8)
@@ -166,7 +187,7 @@ inline void block_dots(I* dots, const Operands<bits, has_table>& w, const int8_t
   for (int r = 0; r + 2 <= R; r += 2) {
     int32x4_t low = vdupq_n_s32(0), high = low;  // of the first two output rows, and of the last two: [output][input row]
 #pragma GCC unroll 4
-    for (int i = 0; i < 8; i += 2) {
+    for (int i = first; i < first + count; i += 2) {
       const uint32x4_t one = vreinterpretq_u32_u8(w[i]), two = vreinterpretq_u32_u8(w[i + 1]);
       const int8x16_t x = vcombine_s8(vld1_s8(q[r] + i * 4), vld1_s8(q[r + 1] + i * 4));
       low = vmmlaq_s32(low, vreinterpretq_s8_u32(vzip1q_u32(one, two)), x);
@@ -175,9 +196,9 @@ inline void block_dots(I* dots, const Operands<bits, has_table>& w, const int8_t
     dots[r] += reinterpret_cast<I>(vuzp1q_s32(low, high));
     dots[r + 1] += reinterpret_cast<I>(vuzp2q_s32(low, high));
   }
-  if (R % 2) dots_one_by_one<1>(dots + R - 1, w, q + R - 1);
+  if (R % 2) dots_one_by_one<1, count>(dots + R - 1, w, q + R - 1, first);
 #else
-  dots_one_by_one<R>(dots, w, q);
+  dots_one_by_one<R, count>(dots, w, q, first);
 #endif
 }
 

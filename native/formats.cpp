@@ -12,8 +12,6 @@
 namespace shoal {
 namespace {
 
-constexpr int64_t kSuper = 256;  // weights of a block of the K and IQ formats
-
 template <class T>
 T at(const uint8_t* p) {
   T value;
@@ -237,7 +235,69 @@ int half_first(const uint8_t* p) {
   return exponent_of(half_at(p), static_cast<float>(most_eighths) / 8);
 }
 
-// A scale for 16: what the kernels have no blocks for
+// A factor for 16, and a half for 256
+
+constexpr int8_t kLessFour[] = {-4, -3, -2, -1, 0, 1, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0};
+
+void read_q3_k(const uint8_t* p, int64_t j, Weights32& out) {
+  two_bits(p + 32, j, out.q);
+  for (int i = 0; i < kBlock; ++i) out.q[i] |= static_cast<uint8_t>((p[i] >> j & 1) << 2);
+  const uint8_t* s = p + 96;
+  out.scale = half_at(p + 108);
+  for (int half = 0; half < 2; ++half) {
+    const int64_t t = 2 * j + half;
+    const int low = t < 8 ? s[t] & 15 : s[t - 8] >> 4, high = s[8 + t % 4] >> (2 * (t / 4)) & 3;
+    out.factors[half] = static_cast<int8_t>((low | high << 4) - 32);
+  }
+}
+
+void read_q6_k(const uint8_t* p, int64_t j, Weights32& out) {
+  const int64_t half = j / 4, quarter = j % 4;
+  const uint8_t *low = p + half * 64 + quarter % 2 * 32, *high = p + 128 + half * 32;
+  out.scale = half_at(p + 208);
+  std::memcpy(out.factors, p + 192 + half * 8 + quarter * 2, 2);
+  for (int i = 0; i < kBlock; ++i) {
+    const int nibble = quarter < 2 ? low[i] & 15 : low[i] >> 4, top = (high[i] >> (2 * quarter)) & 3;
+    out.q[i] = static_cast<uint8_t>(nibble | top << 4);
+  }
+}
+
+// The factor of an IQ2 format is that of an eighth of the half.
+void iq2_factors(int scales, int8_t* factors) {
+  for (int half = 0; half < 2; ++half) factors[half] = static_cast<int8_t>(1 + 2 * (scales >> (4 * half) & 15));
+}
+
+void read_iq2_xs(const uint8_t* p, int64_t j, Weights32& out) {
+  out.scale = half_at(p);
+  iq2_factors(p[66 + j], out.factors);
+  for (int l = 0; l < 4; ++l) {
+    const int entry = at<uint16_t>(p + 2 + (4 * j + l) * 2);
+    eight(out.q + 8 * l, grids[kIq2Xs].codes[static_cast<size_t>(entry & 511)], kSigns.even[entry >> 9]);
+  }
+}
+
+void read_iq2_s(const uint8_t* p, int64_t j, Weights32& out) {
+  out.scale = half_at(p);
+  iq2_factors(p[74 + j], out.factors);
+  for (int l = 0; l < 4; ++l) {
+    const int entry = p[2 + 4 * j + l] | (p[66 + j] >> (2 * l) & 3) << 8;
+    eight(out.q + 8 * l, grids[kIq2S].codes[static_cast<size_t>(entry)], p[34 + 4 * j + l]);
+  }
+}
+
+void read_iq1_m(const uint8_t* p, int64_t j, Weights32& out) {
+  uint16_t half = 0;  // in the upper nibbles of the four words of scales
+  for (int i = 0; i < 4; ++i) half |= static_cast<uint16_t>(at<uint16_t>(p + 48 + 2 * i) >> 12 << (4 * i));
+  out.scale = half_to_float(half);
+  for (int l = 0; l < 4; ++l) {
+    const int64_t m = 4 * j + l, t = m / 2;
+    const int high = p[32 + m / 2] >> (4 * (m % 2)) & 15, scale = at<uint16_t>(p + 48 + t / 4 * 2) >> (3 * (t % 4)) & 7;
+    eight(out.q + 8 * l, grids[kIq1].codes[static_cast<size_t>(p[m] | (high & 7) << 8)], high & 8 ? 255 : 0);
+    out.factors[l / 2] = static_cast<int8_t>(2 * scale + 1);
+  }
+}
+
+// What the kernels have no blocks for
 
 void read_q2_k(const uint8_t* p, int64_t j, float* w) {
   uint8_t q[kBlock];
@@ -248,36 +308,6 @@ void read_q2_k(const uint8_t* p, int64_t j, float* w) {
     const float scale = d * static_cast<float>(s & 15), minimum = dmin * static_cast<float>(s >> 4);
     for (int i = 16 * half; i < 16 * half + 16; ++i) w[i] = scale * static_cast<float>(q[i]) - minimum;
   }
-}
-
-void read_q3_k(const uint8_t* p, int64_t j, float* w) {
-  uint8_t q[kBlock];
-  two_bits(p + 32, j, q);
-  const uint8_t* s = p + 96;
-  const float d = half_at(p + 108);
-  float scales[2];
-  for (int half = 0; half < 2; ++half) {
-    const int64_t t = 2 * j + half;
-    const int low = t < 8 ? s[t] & 15 : s[t - 8] >> 4, high = s[8 + t % 4] >> (2 * (t / 4)) & 3;
-    scales[half] = d * static_cast<float>((low | high << 4) - 32);
-  }
-  for (int i = 0; i < kBlock; ++i) w[i] = scales[i / 16] * static_cast<float>(q[i] - (p[i] >> j & 1 ? 0 : 4));
-}
-
-void read_q6_k(const uint8_t* p, int64_t j, float* w) {
-  const int64_t half = j / 4, quarter = j % 4;
-  const uint8_t *low = p + half * 64 + quarter % 2 * 32, *high = p + 128 + half * 32;
-  const auto* scales = reinterpret_cast<const int8_t*>(p + 192) + half * 8 + quarter * 2;
-  const float d = half_at(p + 208);
-  const float each[2] = {d * static_cast<float>(scales[0]), d * static_cast<float>(scales[1])};
-  for (int i = 0; i < kBlock; ++i) {
-    const int nibble = quarter < 2 ? low[i] & 15 : low[i] >> 4, top = (high[i] >> (2 * quarter)) & 3;
-    w[i] = each[i / 16] * static_cast<float>((nibble | (top << 4)) - 32);
-  }
-}
-
-void looked_up(const uint8_t* q, const int8_t* table, int count, float scale, float* w) {
-  for (int i = 0; i < count; ++i) w[i] = scale * static_cast<float>(table[q[i]]);
 }
 
 // UE4M3, and half of it, because the table is doubled.
@@ -294,43 +324,6 @@ void read_nvfp4(const uint8_t* p, int64_t part, float* w) {
     for (int i = 0; i < 8; ++i) {
       w[i] = d * static_cast<float>(kFp4[codes[i] & 15]), w[i + 8] = d * static_cast<float>(kFp4[codes[i] >> 4]);
     }
-  }
-}
-
-float iq2_scale(float d, int scales, int half) { return d * (0.5f + static_cast<float>(scales >> (4 * half) & 15)) * 0.25f; }
-
-void read_iq2_xs(const uint8_t* p, int64_t j, float* w) {
-  const Grid& grid = grids[kIq2Xs];
-  const float d = half_at(p);
-  for (int l = 0; l < 4; ++l) {
-    uint8_t q[8];
-    const int entry = at<uint16_t>(p + 2 + (4 * j + l) * 2);
-    eight(q, grid.codes[static_cast<size_t>(entry & 511)], kSigns.even[entry >> 9]);
-    looked_up(q, grid.table, 8, iq2_scale(d, p[66 + j], l / 2), w + 8 * l);
-  }
-}
-
-void read_iq2_s(const uint8_t* p, int64_t j, float* w) {
-  const Grid& grid = grids[kIq2S];
-  const float d = half_at(p);
-  for (int l = 0; l < 4; ++l) {
-    uint8_t q[8];
-    eight(q, grid.codes[static_cast<size_t>(p[2 + 4 * j + l] | (p[66 + j] >> (2 * l) & 3) << 8)], p[34 + 4 * j + l]);
-    looked_up(q, grid.table, 8, iq2_scale(d, p[74 + j], l / 2), w + 8 * l);
-  }
-}
-
-void read_iq1_m(const uint8_t* p, int64_t j, float* w) {
-  const Grid& grid = grids[kIq1];
-  uint16_t half = 0;  // in the upper nibbles of the four words of scales
-  for (int i = 0; i < 4; ++i) half |= static_cast<uint16_t>(at<uint16_t>(p + 48 + 2 * i) >> 12 << (4 * i));
-  const float d = half_to_float(half) * 0.125f;
-  for (int l = 0; l < 4; ++l) {
-    const int64_t m = 4 * j + l, t = m / 2;
-    const int high = p[32 + m / 2] >> (4 * (m % 2)) & 15, scale = at<uint16_t>(p + 48 + t / 4 * 2) >> (3 * (t % 4)) & 7;
-    uint8_t q[8];
-    eight(q, grid.codes[static_cast<size_t>(p[m] | (high & 7) << 8)], high & 8 ? 255 : 0);
-    looked_up(q, grid.table, 8, d * static_cast<float>(2 * scale + 1), w + 8 * l);
   }
 }
 
@@ -383,9 +376,9 @@ const Named kFormats[] = {
     {"q4_0", {32, 18, read_q4_0, Kind::Q4, 8}},
     {"q4_1", {32, 20, read_q4_1, Kind::Q4, 0, Offset::Minimum}},
     {"q4_k", {kSuper, 144, read_q4_k, Kind::Q4, 0, Offset::Minimum}},
-    {"q5_0", {32, 22, read_q5_0, Kind::Q8, 16}},
-    {"q5_1", {32, 24, read_q5_1, Kind::Q8, 0, Offset::Minimum}},
-    {"q5_k", {kSuper, 176, read_q5_k, Kind::Q8, 0, Offset::Minimum}},
+    {"q5_0", {32, 22, read_q5_0, Kind::Q5, 16}},
+    {"q5_1", {32, 24, read_q5_1, Kind::Q5, 0, Offset::Minimum}},
+    {"q5_k", {kSuper, 176, read_q5_k, Kind::Q5, 0, Offset::Minimum}},
     {"q8_0", {32, 34, read_q8_0, Kind::Q8, 128}},
     {"tq1_0", {kSuper, 54, read_tq1_0, Kind::Q4, 1}},
     {"tq2_0", {kSuper, 66, read_tq2_0, Kind::Q4, 1}},
@@ -400,14 +393,25 @@ const Named kFormats[] = {
 
 const struct {
   const char* name;
+  int64_t bytes;
+  void (*codes)(const uint8_t*, int64_t, Weights32&);
+  Kind kind;
+  int32_t zero;
+  const int8_t* table;
+  float unit;
+} kFactored[] = {
+    {"q3_k", 110, read_q3_k, Kind::Q4, 0, kLessFour, 1},
+    {"q6_k", 210, read_q6_k, Kind::Q6, 32, nullptr, 1},
+    {"iq1_m", 56, read_iq1_m, Kind::Q4, 0, grids[kIq1].table, 0.125f},
+    {"iq2_xs", 74, read_iq2_xs, Kind::Q4, 0, grids[kIq2Xs].table, 0.125f},
+    {"iq2_s", 82, read_iq2_s, Kind::Q4, 0, grids[kIq2S].table, 0.125f},
+};
+
+const struct {
+  const char* name;
   int64_t weights, bytes;
   void (*floats)(const uint8_t*, int64_t, float*);
-} kRounded[] = {
-    {"f32", 32, 128, read_f32},        {"f16", 32, 64, read_f16},         {"bf16", 32, 64, read_bf16},
-    {"q2_k", kSuper, 84, read_q2_k},   {"q3_k", kSuper, 110, read_q3_k},  {"q6_k", kSuper, 210, read_q6_k},
-    {"nvfp4", 64, 36, read_nvfp4},     {"iq1_m", kSuper, 56, read_iq1_m}, {"iq2_xs", kSuper, 74, read_iq2_xs},
-    {"iq2_s", kSuper, 82, read_iq2_s},
-};
+} kRounded[] = {{"f32", 32, 128, read_f32}, {"f16", 32, 64, read_f16}, {"bf16", 32, 64, read_bf16}, {"q2_k", kSuper, 84, read_q2_k}, {"nvfp4", 64, 36, read_nvfp4}};
 
 }  // namespace
 
@@ -416,6 +420,11 @@ Format format_of(const std::string& name) {
   if (grid && !grid->ready.load(std::memory_order_acquire)) throw std::invalid_argument(name + " needs its grid, which has not been set");
   for (const Named& known : kFormats) {
     if (name == known.name) return known.format;
+  }
+  for (const auto& known : kFactored) {
+    Format format{kSuper, known.bytes, known.codes, known.kind, known.zero, Offset::None, known.table};
+    format.scaling = Scaling::Factors, format.unit = known.unit;
+    if (name == known.name) return format;
   }
   for (const auto& known : kRounded) {
     Format format{known.weights, known.bytes};

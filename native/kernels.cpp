@@ -10,7 +10,7 @@ namespace shoal {
 namespace SHOAL_ISA {
 namespace {
 
-void quantise(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum) {
+void quantise(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum, int32_t* less) {
   for (int64_t b = 0; b < k / kBlock; ++b, x += kBlock, q += kBlock) {
     V peaks{};
     for (int i = 0; i < kBlock; i += L) {
@@ -21,13 +21,16 @@ void quantise(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum) 
     const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
     scale[b] = peak / 127.0f;
     I total{};
+    int32_t first = 0;
     for (int i = 0; i < kBlock; i += L) {
       // Adding 1.5 * 2^23 rounds to nearest even.
       const I v = __builtin_convertvector((load(x + i) * inverse + 12582912.0f) - 12582912.0f, I);
       total += v;
+      if (i + L == kBlock / 2) first = sum_of(total), total = I{};
       keep_bytes(q + i, v);
     }
-    sum[b] = sum_of(total);
+    const int32_t second = sum_of(total);
+    sum[b] = first + second, less[2 * b] = -32 * first, less[2 * b + 1] = -32 * second;
   }
 }
 

@@ -16,6 +16,7 @@ struct Activations {
   const int8_t* q = nullptr;      // [rows, k]
   const float* scale = nullptr;   // [rows, k/32]
   const int32_t* sum = nullptr;   // [rows, k/32] sum of a block's q
+  const int32_t* less = nullptr;  // [rows, k/16] -32 times the sum of 16 q: what makes codes of six bits signed
   const int32_t* index = nullptr; // which of these rows each row of the product is; null: they are in order
 };
 
@@ -62,7 +63,7 @@ struct Kernels {
   // out[row * stride + 0..15] (+)= row of x times panel p. `add`: adds to the existing values.
   void (*gemm)(const Matrix& w, int64_t p, const Activations& x, int64_t first, int64_t end, const float* bias, bool add,
                float* out, int64_t stride);
-  void (*quantise)(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum);
+  void (*quantise)(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum, int32_t* less);
   // out = x / rms(x) * weight
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
   // out = (x - mean) / deviation * weight + bias; bias may be null

@@ -125,7 +125,10 @@ void round_block(const float* w, int levels, Weights32& out) {
 
 void to_floats(const Format& stored, const Weights32& block, float* w) {
   for (int64_t i = 0; i < kBlock; ++i) {
-    if (stored.table) {
+    if (stored.scaling == Scaling::Factors) {
+      const float scale = block.scale * stored.unit * static_cast<float>(block.factors[i / 16]);
+      w[i] = scale * static_cast<float>(stored.table ? stored.table[block.q[i]] : block.q[i] - stored.zero);
+    } else if (stored.table) {
       w[i] = block.scale * static_cast<float>(stored.table[block.q[i]]);
     } else if (stored.offset == Offset::Zero) {
       w[i] = block.scale * (static_cast<float>(block.q[i]) - block.offset);
@@ -138,13 +141,28 @@ void to_floats(const Format& stored, const Weights32& block, float* w) {
 
 // Writes the block of a panel's row. Returns false if the matrix's unit cannot bring the scale into the range of a half.
 bool store(Matrix& m, int64_t panel, int64_t lane, int64_t b, const Weights32& block) {
-  uint8_t* base = m.data.get() + panel * m.panel_bytes + lane * 4;
+  uint8_t* base = m.data.get() + panel * m.panel_bytes + b * m.block_bytes() + lane * 4;
   if (m.kind == Kind::Q8) {
-    for (int64_t g = 0; g < 8; ++g) std::memcpy(base + b * 512 + g * 64, block.q + g * 4, 4);
+    for (int64_t g = 0; g < 8; ++g) std::memcpy(base + g * 64, block.q + g * 4, 4);
+  } else if (m.kind == Kind::Q6) {
+    for (int64_t i = 0; i < kBlock / 2 - 4; ++i) {
+      const int64_t fourth = i % 4 + 12;  // the place of the weight that this byte has two bits of
+      for (int64_t half = 0; half < 2; ++half) {
+        const uint8_t *q = block.q + half * 16;
+        base[half * 192 + i / 4 * 64 + i % 4] = static_cast<uint8_t>(q[i] | (q[fourth] >> (i / 4 * 2) & 3) << 6);
+      }
+    }
   } else {
     uint8_t both[16];
-    for (int i = 0; i < 16; ++i) both[i] = static_cast<uint8_t>(block.q[i] | (block.q[i + 16] << 4));
-    for (int64_t g = 0; g < 4; ++g) std::memcpy(base + b * 256 + g * 64, both + g * 4, 4);
+    for (int i = 0; i < 16; ++i) both[i] = static_cast<uint8_t>((block.q[i] & 15) | (block.q[i + 16] << 4));
+    for (int64_t g = 0; g < 4; ++g) std::memcpy(base + g * 64, both + g * 4, 4);
+  }
+  for (int64_t i = 0; m.kind == Kind::Q5 && i < kBlock; ++i) base[256 + i % 4] |= static_cast<uint8_t>(block.q[i] >> 4 << i / 4);
+  if (m.scaling == Scaling::Factors) {
+    int8_t* factors = const_cast<int8_t*>(m.factors(panel)) + b * 2 * kPanel + lane;
+    factors[0] = block.factors[0], factors[kPanel] = block.factors[1];
+    const_cast<uint16_t*>(m.supers(panel))[b * kBlock / kSuper * kPanel + lane] = float_to_half(block.scale);
+    return true;
   }
   uint16_t* scales = const_cast<uint16_t*>(m.scales(panel)) + b * kPanel + lane;
   const float scale = block.scale / m.unit;
@@ -164,7 +182,7 @@ class Packing {
     for (int64_t i = 0; stored_.exponent && i < m_->n; ++i) {
       for (const uint8_t *p = row(i), *end = p + row_bytes_; p < end; p += stored_.bytes) most = std::max(most, stored_.exponent(p));
     }
-    return most == INT_MIN ? 1.f : std::ldexp(1.f, most - 15);
+    return most == INT_MIN ? stored_.unit : std::ldexp(1.f, most - 15);
   }
 
   void floats(int64_t panel) {
@@ -237,8 +255,15 @@ void Matrix::lay_out() {
     panel_bytes = k * kPanel * 4;
   } else {
     if (k % kBlock) throw std::invalid_argument("a quantised matrix needs a multiple of 32 inputs");
-    const int64_t bytes = blocks() * ((kind == Kind::Q8 ? 512 : 256) + 32 * (offset == Offset::None ? 1 : 2));
-    panel_bytes = (bytes + 63) / 64 * 64;
+    const bool factors = scaling == Scaling::Factors;
+    if (factors && (k % kSuper || offset != Offset::None)) {
+      throw std::invalid_argument("a matrix with factors needs a multiple of 256 inputs, and has no offsets");
+    }
+    if (kind == Kind::Q4 ? factors && !has_table : factors != (kind == Kind::Q6)) throw std::invalid_argument("a matrix has the wrong scales");
+    const bool offsets = kind == Kind::Q4 || offset == Offset::None || (kind == Kind::Q5 && offset == Offset::Minimum);
+    if (!offsets) throw std::invalid_argument("a matrix has the wrong offsets");
+    const int64_t beside = factors ? k / kSuper * 32 : offset == Offset::None ? 0 : blocks() * 32;
+    panel_bytes = (blocks() * (block_bytes() + 32) + beside + 63) / 64 * 64;
   }
 }
 
@@ -251,8 +276,10 @@ std::shared_ptr<Matrix> pack(const std::string& format, const std::string& targe
     m->kind = Kind::F32;
   } else if (target == "q8" || target == "q4") {
     m->kind = target == "q8" ? Kind::Q8 : Kind::Q4;
+  } else if ((target == "q5" && stored.kind == Kind::Q5) || (target == "q6" && stored.kind == Kind::Q6)) {
+    m->kind = stored.kind;
   } else {
-    throw std::invalid_argument("there is no packing to " + target);
+    throw std::invalid_argument("there is no packing of " + format + " to " + target);
   }
   const bool plain = stored.floats && stored.weights == kBlock;  // a block of floats is any number of them
   if (k < 1 || k > int64_t{1} << 40 || (!plain && k % stored.weights) || row_bytes != k * stored.bytes / stored.weights) {
@@ -264,7 +291,7 @@ std::shared_ptr<Matrix> pack(const std::string& format, const std::string& targe
   if (m->kind != Kind::F32) {
     m->zero = m->kind == Kind::Q8 ? 128 : 8;
     if (kept) {
-      m->zero = stored.zero, m->offset = stored.offset, m->unit = packing.unit();
+      m->zero = stored.zero, m->offset = stored.offset, m->scaling = stored.scaling, m->unit = packing.unit();
       if (stored.table) m->has_table = true, std::memcpy(m->table, stored.table, sizeof m->table);
     }
   }

@@ -382,19 +382,21 @@ class PyStage {
   uint64_t under_way_ = 0;  // the block whose experts were chosen
 };
 
-using Form = std::tuple<std::string, std::string, std::vector<int8_t>, float, int32_t, int64_t, int64_t>;
-constexpr const char* kKinds[] = {"f32", "q8", "q4"};
+using Form = std::tuple<std::string, std::string, std::string, std::vector<int8_t>, float, int32_t, int64_t, int64_t>;
+constexpr const char* kKinds[] = {"f32", "q8", "q4", "q5", "q6"};
+constexpr const char* kScalings[] = {"halves", "factors"};
 constexpr const char* kOffsets[] = {"none", "minimum", "zero"};
 
 Form form(const Matrix& m) {
   std::vector<int8_t> table;
   if (m.has_table) table.assign(m.table, m.table + 16);
-  return {kKinds[static_cast<size_t>(m.kind)], kOffsets[static_cast<size_t>(m.offset)], std::move(table), m.unit, m.zero, m.n, m.k};
+  const char *kind = kKinds[static_cast<size_t>(m.kind)], *scaling = kScalings[static_cast<size_t>(m.scaling)];
+  return {kind, scaling, kOffsets[static_cast<size_t>(m.offset)], std::move(table), m.unit, m.zero, m.n, m.k};
 }
 
-template <class E>
-E named(const std::string& name, const char* const (&names)[3]) {
-  for (size_t i = 0; i < 3; ++i) {
+template <class E, size_t count>
+E named(const std::string& name, const char* const (&names)[count]) {
+  for (size_t i = 0; i < count; ++i) {
     if (name == names[i]) return static_cast<E>(i);
   }
   throw std::invalid_argument("a matrix's form has '" + name + "', which is unknown");
@@ -403,8 +405,9 @@ E named(const std::string& name, const char* const (&names)[3]) {
 // A matrix over memory that holds it as packed. It keeps the memory.
 std::shared_ptr<Matrix> matrix(const Form& form, nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> data) {
   auto m = std::make_shared<Matrix>();
-  const auto& [kind, offset, table, unit, zero, n, k] = form;
-  m->kind = named<Kind>(kind, kKinds), m->offset = named<Offset>(offset, kOffsets), m->unit = unit, m->zero = zero, m->n = n, m->k = k;
+  const auto& [kind, scaling, offset, table, unit, zero, n, k] = form;
+  m->kind = named<Kind>(kind, kKinds), m->scaling = named<Scaling>(scaling, kScalings), m->offset = named<Offset>(offset, kOffsets);
+  m->unit = unit, m->zero = zero, m->n = n, m->k = k;
   require(table.empty() || (table.size() == 16 && m->kind == Kind::Q4), "a table has 16 values, for codes of 4 bits");
   m->has_table = !table.empty();
   std::copy(table.begin(), table.end(), m->table);

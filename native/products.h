@@ -15,7 +15,7 @@ inline void finish(V acc, const float* bias, bool add, float* out) {
 
 // The output rows [lane, lane + L) of a panel, for R rows of x. Weights are stored as described in matrix.h: for each block of 32 inputs,
 // groups of 4 consecutive inputs of every output row of the panel, so that one load and one dot product advance L output rows by 4 inputs.
-// With 4 bits a byte holds two weights, of inputs i and i + 16 of the block.
+// With 4 bits a byte holds two weights, of inputs i and i + 16 of the block; with 5 the fifth bits lie apart.
 template <int R, int bits, Offset offset, bool has_table = false>
 void gemm_quantised(const Matrix& w, int64_t p, int64_t lane, const Activations& x, int64_t row, const float* bias, bool add,
                     float* out, int64_t stride) {
@@ -23,7 +23,7 @@ void gemm_quantised(const Matrix& w, int64_t p, int64_t lane, const Activations&
   const uint8_t* data = w.panel(p) + lane * 4;
   const uint16_t *scales = w.scales(p) + lane, *offsets = offset != Offset::None ? w.offsets(p) + lane : nullptr;
   const B table = operand_table(w.table);
-  constexpr int64_t kBlockBytes = bits == 4 ? 256 : 512;
+  constexpr int64_t kBlockBytes = bits == 4 ? 256 : bits == 5 ? 320 : 512;
   const int8_t* q[R];
   const float* scale[R];
   const int32_t* sum[R];
@@ -47,7 +47,7 @@ void gemm_quantised(const Matrix& w, int64_t p, int64_t lane, const Activations&
     }
     const int8_t* inputs[R];
     for (int r = 0; r < R; ++r) inputs[r] = q[r] + b * kBlock;
-    block_dots<R>(dots, Operands<bits, has_table>{data + b * kBlockBytes, table}, inputs);
+    block_dots<R, 8>(dots, Operands<bits, has_table>{data + b * kBlockBytes, table}, inputs);
     const V s = halves(scales + b * kPanel);
     for (int r = 0; r < R; ++r) acc[r] += __builtin_convertvector(dots[r], V) * (s * scale[r][b]);
     if (offset == Offset::Minimum) {
@@ -56,6 +56,61 @@ void gemm_quantised(const Matrix& w, int64_t p, int64_t lane, const Activations&
     }
   }
   for (int r = 0; r < R; ++r) finish(has_table ? acc[r] * w.unit : acc[r], bias, add, out + (row + r) * stride);
+}
+
+inline V floats(const int8_t* p) {
+#if SHOAL_LANES == 16
+  return reinterpret_cast<V>(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));
+#elif SHOAL_LANES == 8
+  return reinterpret_cast<V>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
+#else
+  typedef int8_t Bytes __attribute__((vector_size(L), aligned(1)));
+  return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const Bytes*>(p), I), V);
+#endif
+}
+
+// As gemm_quantised, for Scaling::Factors: six bits, or four with a table.
+template <int R, int bits>
+void gemm_factored(const Matrix& w, int64_t p, int64_t lane, const Activations& x, int64_t row, const float* bias, bool add, float* out,
+                   int64_t stride) {
+  constexpr int64_t size = bits == 6 ? 384 : 256;
+  const int64_t blocks = w.blocks();
+  const uint8_t* data = w.panel(p) + lane * 4;
+  const int8_t* factors = w.factors(p) + lane;
+  const uint16_t* supers = w.supers(p) + lane;
+  const B table = operand_table(w.table);
+  const int8_t* q[R];
+  const float* scale[R];
+  const int32_t* less[R];
+  V acc[R];
+  for (int r = 0; r < R; ++r) {
+    const int64_t from = x.index ? x.index[row + r] : row + r;
+    q[r] = x.q + from * w.k, scale[r] = x.scale + from * blocks, less[r] = x.less + from * 2 * blocks;
+    acc[r] = V{};
+  }
+  for (int64_t b = 0; b < blocks; ++b) {
+    const uint8_t* block = data + b * size;
+    if (row == 0) {
+      for (int64_t i = 0; i < size; i += 64) __builtin_prefetch(block + 8192 + i, 0, 2);
+    }
+    const V super = halves(supers + b * kBlock / kSuper * kPanel);
+    V sums[R];
+    const int8_t* inputs[R];
+    for (int r = 0; r < R; ++r) inputs[r] = q[r] + b * kBlock;
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      I dots[R];
+      for (int r = 0; r < R; ++r) {
+        dots[r] = I{} + less[r][2 * b + half];
+        if (bits == 4) dots[r] *= kRaised / 32;
+      }
+      block_dots<R, 4>(dots, Operands<bits, bits == 4>{block, table}, inputs, half * 4);
+      const V s = super * floats(factors + (b * 2 + half) * kPanel);
+      for (int r = 0; r < R; ++r) sums[r] = half ? sums[r] + __builtin_convertvector(dots[r], V) * s : __builtin_convertvector(dots[r], V) * s;
+    }
+    for (int r = 0; r < R; ++r) acc[r] += sums[r] * scale[r][b];
+  }
+  for (int r = 0; r < R; ++r) finish(bits == 4 ? acc[r] * w.unit : acc[r], bias, add, out + (row + r) * stride);
 }
 
 template <int R>
@@ -80,11 +135,17 @@ void gemm_rows(const Matrix& w, int64_t p, const Activations& x, int64_t row, co
     if (w.kind == Kind::F32) {
       gemm_float<R>(w, p, lane, x, row, b, add, out + lane, stride);
     } else if (w.kind == Kind::Q8) {
+      gemm_quantised<R, 8, Offset::None>(w, p, lane, x, row, b, add, out + lane, stride);
+    } else if (w.kind == Kind::Q6) {
+      gemm_factored<R, 6>(w, p, lane, x, row, b, add, out + lane, stride);
+    } else if (w.kind == Kind::Q5) {
       if (w.offset == Offset::Minimum) {
-        gemm_quantised<R, 8, Offset::Minimum>(w, p, lane, x, row, b, add, out + lane, stride);
+        gemm_quantised<R, 5, Offset::Minimum>(w, p, lane, x, row, b, add, out + lane, stride);
       } else {
-        gemm_quantised<R, 8, Offset::None>(w, p, lane, x, row, b, add, out + lane, stride);
+        gemm_quantised<R, 5, Offset::None>(w, p, lane, x, row, b, add, out + lane, stride);
       }
+    } else if (w.scaling == Scaling::Factors) {
+      gemm_factored<R, 4>(w, p, lane, x, row, b, add, out + lane, stride);
     } else if (w.has_table) {
       gemm_quantised<R, 4, Offset::None, true>(w, p, lane, x, row, b, add, out + lane, stride);
     } else if (w.offset == Offset::Minimum) {

@@ -233,9 +233,10 @@ void Stage::partial(const ExpertSet& set, const Dispatch& of, int64_t rows, cons
     std::copy(q, q + rows * width_, input.q.data());
     std::copy(scale, scale + rows * width_ / kBlock, input.scale.data());
     for (int64_t b = 0; b < rows * width_ / kBlock; ++b) {
-      int32_t sum = 0;
-      for (int64_t i = 0; i < kBlock; ++i) sum += q[b * kBlock + i];
-      input.sum[static_cast<size_t>(b)] = sum;
+      int32_t first = 0, second = 0;
+      for (int64_t i = 0; i < kBlock / 2; ++i) first += q[b * kBlock + i], second += q[b * kBlock + kBlock / 2 + i];
+      const size_t at = static_cast<size_t>(b);
+      input.sum[at] = first + second, input.less[2 * at] = -32 * first, input.less[2 * at + 1] = -32 * second;
     }
   }
   std::fill_n(space_.sums.data(), rows * width_, 0.0);

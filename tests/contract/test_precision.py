@@ -27,11 +27,14 @@ FP32, AUTO, Q8, Q4 = Precision.FP32, Precision.AUTO, Precision.Q8, Precision.Q4
         ("q4_1", FP32, False, "f32"),
         ("q4_0", AUTO, False, "q4"),
         ("q4_k", AUTO, True, "q4"),
-        ("q5_k", AUTO, False, "q8"),
-        ("q6_k", AUTO, False, "q8"),
+        ("q5_k", AUTO, False, "q5"),
+        ("q5_k", Q8, False, "q5"),
+        ("q6_k", AUTO, False, "q6"),
+        ("q6_k", Q8, False, "q8"),
+        ("q2_k", AUTO, False, "q8"),
         ("mxfp4", AUTO, False, "q4"),
         ("iq2_xxs", AUTO, True, "q4"),
-        ("iq2_xs", AUTO, False, "q8"),
+        ("iq2_xs", AUTO, False, "q4"),
         ("u4g128", AUTO, False, "q4"),
         ("s4g64", Q8, False, "q8"),
         ("bf16", AUTO, False, "q8"),
@@ -53,7 +56,8 @@ def test_rows_that_are_no_whole_blocks_run_as_floats() -> None:
 
 def test_blocks_are_kept_where_the_target_is_theirs() -> None:
     assert kept("q4_1", "q4")
-    assert kept("q5_k", "q8")
+    assert kept("q5_k", "q5")
+    assert kept("q6_k", "q6")
     assert not kept("q4_1", "q8")
     assert kept("u4g128", "q4")
     assert not kept("q6_k", "q8")

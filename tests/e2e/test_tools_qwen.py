@@ -139,3 +139,12 @@ def test_responses(client: openai.OpenAI) -> None:
     result: list[Any] = [{"type": "function_call_output", "call_id": call.call_id, "output": "22 degrees, sunny"}]
     second = client.responses.create(input=result, previous_response_id=first.id, tool_choice="none", **common)
     assert "22" in second.output_text
+
+
+def test_a_file_of_four_to_six_bits_takes_hardly_more_memory_than_itself(made: Cluster) -> None:
+    """Q4_K_M: its Q4_K at 5 bits instead of 4.5, its Q6_K at its own; without the embedding, of which rows are read from the file."""
+    shown = made.start("nodes", "--head", f"127.0.0.1:{made.control_port}", "--json")
+    assert shown.wait() == 0, shown.describe()
+    listed = json.JSONDecoder().raw_decode(shown.said, shown.said.index("{\n"))[0]  # beside what gRPC logs
+    held, file = sum(node["weight_bytes"] for node in listed["nodes"]), pull(MODEL).stat().st_size
+    assert 0.9 * file < held < 0.97 * file

@@ -30,7 +30,7 @@ _NAMES = {
 _SCALES = {"q4_k": (0, 2), "q5_k": (0, 2), "q2_k": (80, 82), "q3_k": (108,), "q6_k": (208,), "iq1_m": (), "nvfp4": ()}
 """Where the halves are in a block."""
 
-_SIZES = {"iq3_xxs": 0.0003, "iq3_s": 0.0003, "iq4_xs": 0.00003}
+_SIZES = {"iq3_xxs": 0.0003, "iq3_s": 0.0003, "iq4_xs": 0.00003, "q6_k": 0.00003}
 """The halves where their factors are large."""
 
 

@@ -26,6 +26,7 @@ from shoal.executor.cost import model_cost
 from shoal.executor.hardware_files import read_hardware
 from shoal.executor.machine_profile import measure_hardware, remember, remembered
 from shoal.executor.measure import measure
+from shoal.executor.memory_read import streaming_read
 from shoal.executor.runtimes import installed, lacking
 from shoal.folders import cache_dir, data_dir, named
 from shoal.native import instruction_set, missing
@@ -86,6 +87,13 @@ def _kernels() -> Iterator[_Check]:
         "ok",
         f"decode {speed.bytes_per_second / 1e9:.1f} GB/s of 4-bit weights, prefill {speed.flops / 1e9:.0f} GFLOP/s, {threads} thread(s)",
         {"decode_bytes_per_second": round(speed.bytes_per_second), "prefill_flop_per_second": round(speed.flops), "threads": threads},
+    )
+    read = streaming_read(threads)
+    yield _Check(
+        "read",
+        "ok",
+        f"memory is read at {read / 1e9:.1f} GB/s by {threads} thread(s) that do nothing else",
+        {"read_bytes_per_second": round(read), "threads": threads},
     )
 
 

@@ -13,17 +13,23 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 _Q4 = {"q1_0", "q4_0", "q4_1", "q4_k", "tq1_0", "tq2_0", "mxfp4", "iq4_nl", "iq4_xs", "iq1_s", "iq2_xxs", "iq3_xxs", "iq3_s"}
-_Q8 = {"q5_0", "q5_1", "q5_k", "q8_0"}
-BLOCKS = {**dict.fromkeys(_Q4, "q4"), **dict.fromkeys(_Q8, "q8")}
-"""Formats that the kernels execute block by block, as stored, and what they then are: they have a scale for 32 weights or more."""
+FACTORED = {"q3_k", "q6_k", "iq1_m", "iq2_xs", "iq2_s"}
+"""Formats with a scale for 16 weights that is a small whole number times a half for 256."""
+BLOCKS = {
+    **dict.fromkeys(_Q4 | FACTORED, "q4"),
+    **dict.fromkeys(("q5_0", "q5_1", "q5_k"), "q5"),
+    "q6_k": "q6",
+    "q8_0": "q8",
+}
+"""Formats that the kernels execute block by block, as stored, and what they then are, by the bits of a code."""
 FLOATS = {"f32", "f16", "bf16"}
-FORMATS = sorted({*BLOCKS, *FLOATS, "q2_k", "q3_k", "q6_k", "iq1_m", "iq2_xs", "iq2_s", "nvfp4"})
+FORMATS = sorted({*BLOCKS, *FLOATS, "q2_k", "nvfp4"})
 """Every format of a file that can be read."""
 _INT4 = re.compile(r"([su])4g(\d+)")
 
 
 def stored_as(format: str) -> str | None:
-    """'q4' or 'q8' for a format that the kernels can execute as it is stored, 'int4' rows among them."""
+    """'q4', 'q5', 'q6' or 'q8' for a format that the kernels can execute as it is stored, 'int4' rows among them."""
     return "q4" if _INT4.fullmatch(format) else BLOCKS.get(format)
 
 

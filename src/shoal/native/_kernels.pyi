@@ -19,10 +19,12 @@ def argmax(x: _Floats) -> int:
     """The first of the largest of x: [n]."""
 
 def pack(format: str, target: str, rows: _Bytes, k: int, order: NDArray[np.int64] | None = None, threads: int = 1) -> Matrix:
-    """A matrix [n, k] in the layout of `target` (f32, q8, q4). rows: [n, bytes] in a file's `format`, taken in `order`. Raises ValueError."""
+    """A matrix [n, k] in the layout of `target` (f32, q8, q4; q5, q6 for formats of as many bits). rows: [n, bytes] in a file's `format`, taken in
+    `order`. Raises ValueError."""
 
-_Form = tuple[str, str, list[int], float, int, int, int]
-"""Kind (f32, q8, q4), what blocks have beside their scale (none, minimum, zero), a table of 16 values or none, unit, zero point, rows, inputs."""
+_Form = tuple[str, str, str, list[int], float, int, int, int]
+"""Kind (f32, q8, q4, q5, q6), scales (halves, factors), what blocks have beside their scale (none, minimum, zero), a table of 16 values or
+none, unit, zero point, rows, inputs."""
 
 class Matrix:
     def __init__(self, form: _Form, data: _Bytes) -> None:

@@ -29,7 +29,7 @@ from shoal.errors import DamagedPackedFile
 PAGE = 4096
 _LINE = 64
 _MAGIC = b"shoalpkd"
-LAYOUT = 1
+LAYOUT = 2
 """Version of the layout: of the file, and of the matrices in it, which are alike for all instruction sets."""
 _HEADER = struct.Struct("<8sIIQQQ")  # magic, version, unused; offset, size and digest of the index
 
@@ -38,7 +38,7 @@ Floats = NDArray[np.float32]
 
 
 class PackedMatrix(msgspec.Struct, frozen=True, array_like=True):
-    form: tuple[str, str, list[int], float, int, int, int]
+    form: tuple[str, str, str, list[int], float, int, int, int]
     """See native/_kernels.pyi: Matrix."""
     at: int
     """Where it begins in its unit."""

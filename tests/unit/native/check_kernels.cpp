@@ -53,9 +53,10 @@ struct Format {
   int64_t block_bytes, block;  // block: weights of one
 };
 constexpr Format kFormats[] = {{"f32", "f32", 4, 1},    {"f32", "q8", 4, 1},      {"f32", "q4", 4, 1},      {"q4_0", "q4", 18, 32},
-                               {"q4_1", "q4", 20, 32},  {"q5_0", "q8", 22, 32},   {"q5_1", "q8", 24, 32},   {"q8_0", "q8", 34, 32},
-                               {"q4_k", "q4", 144, 256}, {"q5_k", "q8", 176, 256}, {"q6_k", "q8", 210, 256}, {"mxfp4", "q4", 17, 32},
-                               {"iq4_nl", "q4", 18, 32}, {"iq4_xs", "q4", 136, 256}, {"u4g64", "q4", 35, 64}};
+                               {"q4_1", "q4", 20, 32},  {"q5_0", "q5", 22, 32},   {"q5_1", "q5", 24, 32},   {"q8_0", "q8", 34, 32},
+                               {"q4_k", "q4", 144, 256}, {"q5_k", "q5", 176, 256}, {"q6_k", "q6", 210, 256}, {"q6_k", "q8", 210, 256},
+                               {"q3_k", "q4", 110, 256}, {"mxfp4", "q4", 17, 32},  {"iq4_nl", "q4", 18, 32}, {"iq4_xs", "q4", 136, 256},
+                               {"u4g64", "q4", 35, 64}};
 
 // Stored rows: random bits, with sane scales where a format has them.
 std::vector<uint8_t> stored(const Format& format, int64_t n, int64_t k) {
@@ -69,7 +70,7 @@ std::vector<uint8_t> stored(const Format& format, int64_t n, int64_t k) {
   std::mt19937 bits(11);
   for (uint8_t& byte : out) byte = static_cast<uint8_t>(bits());
   const std::string name = format.name;
-  const bool last = name == "q6_k";
+  const bool last = name == "q6_k" || name == "q3_k";
   const int halves = format.block == 256 && name[0] == 'q' && !last ? 2 : name.back() == '1' ? 2 : 1;
   for (int64_t b = 0; b < blocks; ++b) {
     if (name == "mxfp4") {
@@ -78,7 +79,7 @@ std::vector<uint8_t> stored(const Format& format, int64_t n, int64_t k) {
     }
     for (int i = 0; i < halves; ++i) {
       const uint16_t scale = float_to_half(0.001f + 0.009f * static_cast<float>(bits() / 4294967296.0));
-      std::memcpy(out.data() + b * format.block_bytes + (last ? 208 : 2 * i), &scale, 2);
+      std::memcpy(out.data() + b * format.block_bytes + (last ? format.block_bytes - 2 : 2 * i), &scale, 2);
     }
   }
   return out;
@@ -90,9 +91,18 @@ double weight(const Matrix& m, int64_t row, int64_t column) {  // as matrix.h sa
   int q;
   if (m.kind == Kind::Q8) {
     q = m.panel(p)[b * 512 + i / 4 * 64 + lane * 4 + i % 4];
+  } else if (m.kind == Kind::Q6) {
+    const uint8_t* byte = m.panel(p) + b * 384 + i / 16 * 192 + lane * 4 + i % 4;
+    q = i % 16 < 12 ? byte[i % 16 / 4 * 64] & 63 : byte[0] >> 6 | byte[64] >> 6 << 2 | byte[128] >> 6 << 4;
   } else {
-    q = m.panel(p)[b * 256 + i % 16 / 4 * 64 + lane * 4 + i % 4];
+    const uint8_t* byte = m.panel(p) + b * (m.kind == Kind::Q5 ? 320 : 256) + lane * 4 + i % 4;
+    q = byte[i % 16 / 4 * 64];
     q = i < 16 ? q & 15 : q >> 4;
+    if (m.kind == Kind::Q5) q |= (byte[256] >> i / 4 & 1) << 4;
+  }
+  if (m.scaling == Scaling::Factors) {
+    const double scale = m.factors(p)[(b * 2 + i / 16) * kPanel + lane] * double(half_to_float(m.supers(p)[b / 8 * kPanel + lane]));
+    return m.has_table ? m.unit * scale * m.table[q] : scale * double(q - m.zero);
   }
   const double scale = half_to_float(m.scales(p)[b * kPanel + lane]);
   const double offset = m.offset != Offset::None ? half_to_float(m.offsets(p)[b * kPanel + lane]) : 0;
@@ -104,15 +114,15 @@ struct Inputs {
   int64_t rows, k;
   std::vector<float> x, scale;
   std::vector<int8_t> q;
-  std::vector<int32_t> sum;
+  std::vector<int32_t> sum, less;
 
   Inputs(const Kernels& kernels, int64_t rows_, int64_t k_) : rows(rows_), k(k_), x(normal(rows * k, 3)) {
-    scale.resize(static_cast<size_t>(rows * k / kBlock)), sum.resize(scale.size()), q.resize(x.size());
+    scale.resize(static_cast<size_t>(rows * k / kBlock)), sum.resize(scale.size()), less.resize(2 * scale.size()), q.resize(x.size());
     for (int64_t r = 0; r < rows; ++r) {
-      kernels.quantise(&x[size_t(r * k)], k, &q[size_t(r * k)], &scale[size_t(r * k / kBlock)], &sum[size_t(r * k / kBlock)]);
+      kernels.quantise(&x[size_t(r * k)], k, &q[size_t(r * k)], &scale[size_t(r * k / kBlock)], &sum[size_t(r * k / kBlock)], &less[size_t(r * k / 16)]);
     }
   }
-  Activations all() const { return {x.data(), q.data(), scale.data(), sum.data()}; }
+  Activations all() const { return {x.data(), q.data(), scale.data(), sum.data(), less.data()}; }
   double at(int64_t i, bool quantised) const { return quantised ? double(q[size_t(i)]) * scale[size_t(i / kBlock)] : x[size_t(i)]; }
 };
 
@@ -125,7 +135,7 @@ void check_quantise(const Kernels& kernels) {
       sum += in.q[i];
       furthest = std::max(furthest, std::fabs(in.x[i] - double(in.q[i]) * in.scale[b]) / in.scale[b]);
     }
-    check(sum == in.sum[b], "quantise: the sum of a block");
+    check(sum == in.sum[b] && in.less[2 * b] + in.less[2 * b + 1] == -32 * sum, "quantise: the sum of a block");
     check(furthest <= 0.5 + 1e-4, "quantise: a value is rounded to its neighbour");
   }
 }

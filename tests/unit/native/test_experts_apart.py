@@ -91,18 +91,26 @@ def test_a_matrix_over_foreign_memory(target: str) -> None:
 
 def test_what_is_no_matrix_is_refused() -> None:
     made = packed(normal(48, 64), "q8")
-    kind, offset, table, unit, zero, n, k = made.form
+    kind, scaling, offset, table, unit, zero, n, k = made.form
     data = np.array(made.data)
     aligned = module.pack("f32", "q8", normal(48, 64).view(np.uint8), 64).data
     for form, memory, why in (
-        (("q9", offset, table, unit, zero, n, k), aligned, "unknown"),
-        ((kind, "odd", table, unit, zero, n, k), aligned, "unknown"),
-        ((kind, offset, [1, 2], unit, zero, n, k), aligned, "16 values"),
-        ((kind, offset, [1] * 16, unit, zero, n, k), aligned, "codes of 4 bits"),
-        ((kind, offset, table, unit, zero, 0, k), aligned, "impossible"),
-        ((kind, offset, table, unit, zero, 1 << 50, 1 << 50), aligned, "impossible"),
-        ((kind, offset, table, unit, zero, n, 63), aligned, "32"),
-        ((kind, offset, table, unit, zero, n + 16, k), aligned, "another size"),
+        (("q9", scaling, offset, table, unit, zero, n, k), aligned, "unknown"),
+        ((kind, scaling, "odd", table, unit, zero, n, k), aligned, "unknown"),
+        ((kind, "odd", offset, table, unit, zero, n, k), aligned, "unknown"),
+        (("q8", "factors", offset, table, unit, zero, n, 256), aligned, "wrong scales"),
+        (("q6", "halves", offset, table, unit, zero, n, 256), aligned, "wrong scales"),
+        (("q4", "factors", offset, table, unit, zero, n, 256), aligned, "wrong scales"),
+        (("q6", "factors", offset, table, unit, zero, n, k), aligned, "256"),
+        (("q6", "factors", "minimum", table, unit, zero, n, 256), aligned, "no offsets"),
+        (("q8", scaling, "minimum", table, unit, zero, n, k), aligned, "wrong offsets"),
+        (("q5", scaling, "zero", table, unit, zero, n, k), aligned, "wrong offsets"),
+        ((kind, scaling, offset, [1, 2], unit, zero, n, k), aligned, "16 values"),
+        ((kind, scaling, offset, [1] * 16, unit, zero, n, k), aligned, "codes of 4 bits"),
+        ((kind, scaling, offset, table, unit, zero, 0, k), aligned, "impossible"),
+        ((kind, scaling, offset, table, unit, zero, 1 << 50, 1 << 50), aligned, "impossible"),
+        ((kind, scaling, offset, table, unit, zero, n, 63), aligned, "32"),
+        ((kind, scaling, offset, table, unit, zero, n + 16, k), aligned, "another size"),
         (made.form, np.concatenate([np.zeros(1, np.uint8), data])[1:], "cache line"),
     ):
         with pytest.raises(ValueError, match=why):

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shoal.models.matrix import BLOCKS, FORMATS
+from shoal.models.matrix import BLOCKS, FACTORED, FORMATS
 from tests.support import kernel_parts
 from tests.support.kernel_parts import compiled, module, on_every_isa
 from tests.support.stored_rows import stored_rows, weights_of
 
 pytestmark = compiled
 N, K = 40, 1024
-EXACT = {"q1_0", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "tq1_0", "tq2_0", "mxfp4", "iq4_nl"}
-"""Formats whose scales are halves, or powers of two, so that nothing at all is rounded. The scales of the others in BLOCKS become halves."""
+EXACT = {"q1_0", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "tq1_0", "tq2_0", "mxfp4", "iq4_nl"} | FACTORED
+"""Formats whose scales are halves, powers of two or products that are kept as such, so that nothing at all is rounded. The scales of the others in BLOCKS become halves."""
 
 MINIMUMS = {"q4_1", "q5_1", "q4_k", "q5_k"}
 
@@ -89,10 +89,13 @@ def test_what_does_not_run_as_stored_is_rounded_to_the_nearest_code(format: str,
 
 
 @on_every_isa
-@pytest.mark.parametrize("format", ["mxfp4", "iq2_xxs", "u4g128"])
+@pytest.mark.parametrize("format", ["mxfp4", "iq2_xxs", "u4g128", "q5_0", "q5_k", "q6_k", "q3_k", "iq2_s"])
 def test_a_row_of_a_product_does_not_depend_on_its_batch(isa: str, format: str) -> None:
     rows = int4_rows("u", 33, 256, 128)[0] if format == "u4g128" else stored_rows(format, 33, 256)
-    matrix, x = module.pack(format, "q4", rows, 256), np.random.default_rng(1).standard_normal((19, 256)).astype(np.float32)
+    matrix, x = (
+        module.pack(format, BLOCKS.get(format, "q4"), rows, 256),
+        np.random.default_rng(1).standard_normal((19, 256)).astype(np.float32),
+    )
     whole = times(matrix, x, isa, threads=2)
     for first, end in ((0, 1), (3, 5), (7, 11), (2, 19)):
         assert np.array_equal(times(matrix, x[first:end].copy(), isa), whole[first:end])
@@ -191,7 +194,7 @@ def test_groups_of_four_bit_codes_are_multiplied_exactly(kind: str, group: int, 
 @pytest.mark.parametrize("change", [-1, 1])
 def test_rows_of_another_length_are_refused(format: str, change: int) -> None:
     width = stored_rows(format, 1, K).shape[1] + change
-    for target in ("f32", "q8", "q4"):
+    for target in {"f32", "q8", "q4", BLOCKS.get(format, "f32")}:
         with pytest.raises(ValueError, match=rf"{format} rows have the wrong length"):
             module.pack(format, target, np.zeros((2, width), np.uint8), K)
 
@@ -203,7 +206,7 @@ def test_any_bytes_are_packed(format: str) -> None:
     for seed in range(3):
         rows = np.random.default_rng(seed).integers(0, 256, (16, width), np.uint8)
         rows = rows if seed < 2 else np.full_like(rows, 0xFF)
-        for target in ("f32", "q8", "q4"):
+        for target in {"f32", "q8", "q4", BLOCKS.get(format, "f32")}:
             try:
                 assert module.pack(format, target, rows, K).shape == (16, K)
             except ValueError as error:

@@ -14,7 +14,7 @@ from tests.support.kernel_parts import ISAS, Floats, compiled, error, module, no
 
 pytestmark = compiled
 EXACT = {"q4_0": "q4", "q4_1": "q4", "q5_0": "q8", "q5_1": "q8", "q8_0": "q8"}
-SUPER = {"q4_k": (144, "q4"), "q5_k": (176, "q8")}
+SUPER = {"q4_k": (144, "q4"), "q5_k": (176, "q5")}
 
 
 # Matrices, through the head: logits are the head times the normalised row

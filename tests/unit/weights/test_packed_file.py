@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 
 from shoal.errors import DamagedPackedFile
 from shoal.weights import packed_file
-from shoal.weights.packed_file import PAGE, Bytes, Contents, PackedMatrix, PackedUnit, PackedVector, read_index, write
+from shoal.weights.packed_file import LAYOUT, PAGE, Bytes, Contents, PackedMatrix, PackedUnit, PackedVector, read_index, write
 
 HEADER = struct.Struct("<8sIIQQQ")
-Form = tuple[str, str, list[int], float, int, int, int]
+Form = tuple[str, str, str, list[int], float, int, int, int]
 
 forms = st.tuples(
-    st.sampled_from(["f32", "q8", "q4"]),
+    st.sampled_from(["f32", "q8", "q4", "q5", "q6"]),
+    st.sampled_from(["halves", "factors"]),
     st.sampled_from(["none", "minimum", "zero"]),
     st.lists(st.integers(-128, 127), max_size=16),
     st.floats(allow_nan=False, width=32),
@@ -47,7 +48,7 @@ def filled(size: int, seed: int = 0) -> Bytes:
 
 
 def form(n: int = 16, k: int = 32) -> Form:
-    return ("q8", "none", [], 1.0, 0, n, k)
+    return ("q8", "halves", "none", [], 1.0, 0, n, k)
 
 
 SOME = [
@@ -180,8 +181,8 @@ def test_a_file_whose_header_was_not_written_yet(path: Path) -> None:
 
 
 def test_another_version(path: Path) -> None:
-    changed(path, 8, struct.pack("<I", 2))
-    assert "packed weights of version 2, this is version 1" in refused(path)
+    changed(path, 8, struct.pack("<I", LAYOUT + 1))
+    assert f"packed weights of version {LAYOUT + 1}, this is version {LAYOUT}" in refused(path)
 
 
 def test_a_bit_of_the_header(path: Path) -> None:
@@ -230,7 +231,7 @@ def lie(path: Path, index: Any) -> None:
     encoded = index if isinstance(index, bytes) else msgspec.msgpack.encode(index)
     os.truncate(path, at)
     changed(path, at, encoded)
-    changed(path, 0, HEADER.pack(b"shoalpkd", 1, 0, at, len(encoded), xxhash.xxh3_64_intdigest(encoded)))
+    changed(path, 0, HEADER.pack(b"shoalpkd", LAYOUT, 0, at, len(encoded), xxhash.xxh3_64_intdigest(encoded)))
 
 
 @pytest.mark.parametrize("index", [b"", b"\xc1", b"\x93\x01", [1, 2], {"one": 3}, {"one": {"at": PAGE}}, {1: 2}], ids=repr)
