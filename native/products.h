@@ -98,14 +98,15 @@ inline V floats(const int8_t* p) {
 }
 
 // As gemm_quantised, for Scaling::Factors: six bits, or four with a table.
-template <int R, int bits>
+template <int R, int bits, Offset offset = Offset::None>
 void gemm_factored(const Matrix& w, int64_t p, int64_t lane, const Activations& x, int64_t row, const float* bias, bool add, float* out,
                    int64_t stride) {
   constexpr int64_t size = bits == 6 ? 384 : 256;
   const int64_t blocks = w.blocks();
   const uint8_t* data = w.panel(p) + lane * 4;
   const int8_t* factors = w.factors(p) + lane;
-  const uint16_t* supers = w.supers(p) + lane;
+  const int8_t* minimum_factors = w.minimum_factors(p) + lane;
+  const uint16_t *supers = w.supers(p) + lane, *minimum_supers = w.minimum_supers(p) + lane;
   const Table table(w.table);
   const int8_t* q[R];
   const float* scale[R];
@@ -122,6 +123,7 @@ void gemm_factored(const Matrix& w, int64_t p, int64_t lane, const Activations& 
       for (int64_t i = 0; i < size; i += 64) __builtin_prefetch(block + 8192 + i, 0, 2);
     }
     const V super = halves(supers + b * kBlock / kSuper * kPanel);
+    const V minimum_super = offset == Offset::Minimum ? halves(minimum_supers + b * kBlock / kSuper * kPanel) : V{};
     V sums[R];
     for_groups(std::integer_sequence<int, 0, 1>{}, [&](auto half) {
       I dots[R];
@@ -144,6 +146,10 @@ void gemm_factored(const Matrix& w, int64_t p, int64_t lane, const Activations& 
       });
       const V s = super * floats(factors + (b * 2 + half) * kPanel);
       for (int r = 0; r < R; ++r) sums[r] = half ? sums[r] + __builtin_convertvector(dots[r], V) * s : __builtin_convertvector(dots[r], V) * s;
+      if (offset == Offset::Minimum) {
+        const V m = minimum_super * floats(minimum_factors + (b * 2 + half) * kPanel) * (-1.0f / 32);
+        for (int r = 0; r < R; ++r) sums[r] += m * static_cast<float>(less[r][2 * b + half]);
+      }
     });
     for (int r = 0; r < R; ++r) acc[r] += sums[r] * scale[r][b];
   }
@@ -182,7 +188,11 @@ void gemm_rows(const Matrix& w, int64_t p, const Activations& x, int64_t row, co
         gemm_quantised<R, 5, Offset::None>(w, p, lane, x, row, b, add, out + lane, stride);
       }
     } else if (w.scaling == Scaling::Factors) {
-      gemm_factored<R, 4>(w, p, lane, x, row, b, add, out + lane, stride);
+      if (w.offset == Offset::Minimum) {
+        gemm_factored<R, 4, Offset::Minimum>(w, p, lane, x, row, b, add, out + lane, stride);
+      } else {
+        gemm_factored<R, 4>(w, p, lane, x, row, b, add, out + lane, stride);
+      }
     } else if (w.has_table) {
       gemm_quantised<R, 4, Offset::None, true>(w, p, lane, x, row, b, add, out + lane, stride);
     } else if (w.offset == Offset::Minimum) {

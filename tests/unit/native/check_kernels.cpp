@@ -55,7 +55,7 @@ struct Format {
 constexpr Format kFormats[] = {{"f32", "f32", 4, 1},    {"f32", "q8", 4, 1},      {"f32", "q4", 4, 1},      {"q4_0", "q4", 18, 32},
                                {"q4_1", "q4", 20, 32},  {"q5_0", "q5", 22, 32},   {"q5_1", "q5", 24, 32},   {"q8_0", "q8", 34, 32},
                                {"q4_k", "q4", 144, 256}, {"q5_k", "q5", 176, 256}, {"q6_k", "q6", 210, 256}, {"q6_k", "q8", 210, 256},
-                               {"q3_k", "q4", 110, 256}, {"mxfp4", "q4", 17, 32},  {"iq4_nl", "q4", 18, 32}, {"iq4_xs", "q4", 136, 256},
+                               {"q2_k", "q4", 84, 256},  {"q3_k", "q4", 110, 256}, {"mxfp4", "q4", 17, 32},  {"iq4_nl", "q4", 18, 32}, {"iq4_xs", "q4", 136, 256},
                                {"u4g64", "q4", 35, 64}};
 
 // Stored rows: random bits, with sane scales where a format has them.
@@ -79,7 +79,7 @@ std::vector<uint8_t> stored(const Format& format, int64_t n, int64_t k) {
     }
     for (int i = 0; i < halves; ++i) {
       const uint16_t scale = float_to_half(0.001f + 0.009f * static_cast<float>(bits() / 4294967296.0));
-      std::memcpy(out.data() + b * format.block_bytes + (last ? format.block_bytes - 2 : 2 * i), &scale, 2);
+      std::memcpy(out.data() + b * format.block_bytes + (last ? format.block_bytes - 2 : name == "q2_k" ? 80 + 2 * i : 2 * i), &scale, 2);
     }
   }
   return out;
@@ -102,6 +102,10 @@ double weight(const Matrix& m, int64_t row, int64_t column) {  // as matrix.h sa
   }
   if (m.scaling == Scaling::Factors) {
     const double scale = m.factors(p)[(b * 2 + i / 16) * kPanel + lane] * double(half_to_float(m.supers(p)[b / 8 * kPanel + lane]));
+    if (m.offset == Offset::Minimum) {
+      const double minimum = m.minimum_factors(p)[(b * 2 + i / 16) * kPanel + lane] * double(half_to_float(m.minimum_supers(p)[b / 8 * kPanel + lane]));
+      return scale * m.table[q] + minimum;
+    }
     return m.has_table ? m.unit * scale * m.table[q] : scale * double(q - m.zero);
   }
   const double scale = half_to_float(m.scales(p)[b * kPanel + lane]);
