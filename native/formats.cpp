@@ -237,6 +237,17 @@ int half_first(const uint8_t* p) {
 
 // A factor for 16, and a half for 256
 
+constexpr int8_t kCounting[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+void read_q2_k(const uint8_t* p, int64_t j, Weights32& out) {
+  two_bits(p + 16, j, out.q);
+  out.scale = half_at(p + 80), out.offset = -half_at(p + 82);
+  for (int half = 0; half < 2; ++half) {
+    const int s = p[2 * j + half];
+    out.factors[half] = static_cast<int8_t>(s & 15), out.minimums[half] = static_cast<int8_t>(s >> 4);
+  }
+}
+
 constexpr int8_t kLessFour[] = {-4, -3, -2, -1, 0, 1, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0};
 
 void read_q3_k(const uint8_t* p, int64_t j, Weights32& out) {
@@ -298,17 +309,6 @@ void read_iq1_m(const uint8_t* p, int64_t j, Weights32& out) {
 }
 
 // What the kernels have no blocks for
-
-void read_q2_k(const uint8_t* p, int64_t j, float* w) {
-  uint8_t q[kBlock];
-  two_bits(p + 16, j, q);
-  const float d = half_at(p + 80), dmin = half_at(p + 82);
-  for (int half = 0; half < 2; ++half) {
-    const int s = p[2 * j + half];
-    const float scale = d * static_cast<float>(s & 15), minimum = dmin * static_cast<float>(s >> 4);
-    for (int i = 16 * half; i < 16 * half + 16; ++i) w[i] = scale * static_cast<float>(q[i]) - minimum;
-  }
-}
 
 // UE4M3, and half of it, because the table is doubled.
 float ue4m3(int x) {
@@ -399,7 +399,9 @@ const struct {
   int32_t zero;
   const int8_t* table;
   float unit;
+  Offset offset = Offset::None;
 } kFactored[] = {
+    {"q2_k", 84, read_q2_k, Kind::Q4, 0, kCounting, 1, Offset::Minimum},
     {"q3_k", 110, read_q3_k, Kind::Q4, 0, kLessFour, 1},
     {"q6_k", 210, read_q6_k, Kind::Q6, 32, nullptr, 1},
     {"iq1_m", 56, read_iq1_m, Kind::Q4, 0, grids[kIq1].table, 0.125f},
@@ -411,7 +413,7 @@ const struct {
   const char* name;
   int64_t weights, bytes;
   void (*floats)(const uint8_t*, int64_t, float*);
-} kRounded[] = {{"f32", 32, 128, read_f32}, {"f16", 32, 64, read_f16}, {"bf16", 32, 64, read_bf16}, {"q2_k", kSuper, 84, read_q2_k}, {"nvfp4", 64, 36, read_nvfp4}};
+} kRounded[] = {{"f32", 32, 128, read_f32}, {"f16", 32, 64, read_f16}, {"bf16", 32, 64, read_bf16}, {"nvfp4", 64, 36, read_nvfp4}};
 
 }  // namespace
 
@@ -422,7 +424,7 @@ Format format_of(const std::string& name) {
     if (name == known.name) return known.format;
   }
   for (const auto& known : kFactored) {
-    Format format{kSuper, known.bytes, known.codes, known.kind, known.zero, Offset::None, known.table};
+    Format format{kSuper, known.bytes, known.codes, known.kind, known.zero, known.offset, known.table};
     format.scaling = Scaling::Factors, format.unit = known.unit;
     if (name == known.name) return format;
   }

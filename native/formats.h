@@ -9,11 +9,11 @@ namespace shoal {
 
 // 32 weights of one output row: scale * code + offset, where the code is q - zero, or what the matrix's table has at q; if the
 // format has a zero point in each block, that is the offset, and a weight is scale * (q - offset). With Scaling::Factors the scale is
-// that of 256 weights, times the factor of each 16.
+// that of 256 weights, times the factor of each 16; and so is the offset.
 struct Weights32 {
   uint8_t q[kBlock];
   float scale, offset;
-  int8_t factors[2];
+  int8_t factors[2], minimums[2];
 };
 
 // A reader is given the stored block and which 32 of its weights are meant.

@@ -128,6 +128,7 @@ void to_floats(const Format& stored, const Weights32& block, float* w) {
     if (stored.scaling == Scaling::Factors) {
       const float scale = block.scale * stored.unit * static_cast<float>(block.factors[i / 16]);
       w[i] = scale * static_cast<float>(stored.table ? stored.table[block.q[i]] : block.q[i] - stored.zero);
+      if (stored.offset == Offset::Minimum) w[i] += block.offset * static_cast<float>(block.minimums[i / 16]);
     } else if (stored.table) {
       w[i] = block.scale * static_cast<float>(stored.table[block.q[i]]);
     } else if (stored.offset == Offset::Zero) {
@@ -159,9 +160,13 @@ bool store(Matrix& m, int64_t panel, int64_t lane, int64_t b, const Weights32& b
   }
   for (int64_t i = 0; m.kind == Kind::Q5 && i < kBlock; ++i) base[256 + i % 4] |= static_cast<uint8_t>(block.q[i] >> 4 << i / 4);
   if (m.scaling == Scaling::Factors) {
-    int8_t* factors = const_cast<int8_t*>(m.factors(panel)) + b * 2 * kPanel + lane;
-    factors[0] = block.factors[0], factors[kPanel] = block.factors[1];
-    const_cast<uint16_t*>(m.supers(panel))[b * kBlock / kSuper * kPanel + lane] = float_to_half(block.scale);
+    const auto put = [&](const int8_t* factors, const uint16_t* supers, const int8_t* of, float half) {
+      int8_t* to = const_cast<int8_t*>(factors) + b * 2 * kPanel + lane;
+      to[0] = of[0], to[kPanel] = of[1];
+      const_cast<uint16_t*>(supers)[b * kBlock / kSuper * kPanel + lane] = float_to_half(half);
+    };
+    put(m.factors(panel), m.supers(panel), block.factors, block.scale);
+    if (m.offset == Offset::Minimum) put(m.minimum_factors(panel), m.minimum_supers(panel), block.minimums, block.offset);
     return true;
   }
   uint16_t* scales = const_cast<uint16_t*>(m.scales(panel)) + b * kPanel + lane;
@@ -256,14 +261,12 @@ void Matrix::lay_out() {
   } else {
     if (k % kBlock) throw std::invalid_argument("a quantised matrix needs a multiple of 32 inputs");
     const bool factors = scaling == Scaling::Factors;
-    if (factors && (k % kSuper || offset != Offset::None)) {
-      throw std::invalid_argument("a matrix with factors needs a multiple of 256 inputs, and has no offsets");
-    }
+    if (factors && k % kSuper) throw std::invalid_argument("a matrix with factors needs a multiple of 256 inputs");
     if (kind == Kind::Q4 ? factors && !has_table : factors != (kind == Kind::Q6)) throw std::invalid_argument("a matrix has the wrong scales");
-    const bool offsets = kind == Kind::Q4 || offset == Offset::None || (kind == Kind::Q5 && offset == Offset::Minimum);
-    if (!offsets) throw std::invalid_argument("a matrix has the wrong offsets");
-    const int64_t beside = factors ? k / kSuper * 32 : offset == Offset::None ? 0 : blocks() * 32;
-    panel_bytes = (blocks() * (block_bytes() + 32) + beside + 63) / 64 * 64;
+    const bool minimums = kind == Kind::Q4 || kind == Kind::Q5, zeros = kind == Kind::Q4 && !factors;
+    if (offset == Offset::Minimum ? !minimums : offset == Offset::Zero && !zeros) throw std::invalid_argument("a matrix has the wrong offsets");
+    const int64_t times = offset == Offset::None ? 1 : 2;  // scales alone, or offsets, too
+    panel_bytes = (blocks() * (block_bytes() + 32 * times) + (factors ? k / kSuper * 32 * times : 0) + 63) / 64 * 64;
   }
 }
 

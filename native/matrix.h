@@ -14,8 +14,9 @@
 // with a table, unit * scale * table[q]. The unit is a power of two that brings a table's scales into the range of a half. Four
 // consecutive inputs of one output row are adjacent, because a dot-product instruction takes them together.
 //
-// With Scaling::Factors there are, in place of the scales and the offsets, [k/32][2][16] i8 factors, each of 16 weights, and
-// [k/256][16] f16; a scale is the product of the two. Q6 is always like that; Q4 may be, with a table. Stored formats map onto all this without rounding a weight again.
+// With Scaling::Factors there are, in place of the scales and the offsets, [k/32][2][16] i8 factors, each of 16 weights, as many of the
+// minimums if there are any, [k/256][16] f16, and as many for the minimums; a scale is the product of its factor and its half, and so is
+// a minimum. Q6 is always like that; Q4 may be, with a table, and only it has minimums then. Stored formats map onto all this without rounding a weight again.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -59,7 +60,9 @@ struct Matrix {
   const uint16_t* scales(int64_t p) const { return reinterpret_cast<const uint16_t*>(panel(p) + blocks() * block_bytes()); }
   const uint16_t* offsets(int64_t p) const { return scales(p) + blocks() * kPanel; }
   const int8_t* factors(int64_t p) const { return reinterpret_cast<const int8_t*>(scales(p)); }
-  const uint16_t* supers(int64_t p) const { return offsets(p); }  // factors take as much as scales
+  const int8_t* minimum_factors(int64_t p) const { return factors(p) + blocks() * 2 * kPanel; }
+  const uint16_t* supers(int64_t p) const { return scales(p) + blocks() * kPanel * (offset == Offset::Minimum ? 2 : 1); }
+  const uint16_t* minimum_supers(int64_t p) const { return supers(p) + k / kSuper * kPanel; }
 };
 
 // Packs rows [n, k] of a stored format ("f32", "f16", "bf16", a GGUF type's name, or "s4g<group>" and "u4g<group>" of formats.cpp) with

@@ -70,14 +70,15 @@ inline V floats(const int8_t* p) {
 }
 
 // As gemm_quantised, for Scaling::Factors: six bits, or four with a table.
-template <int R, int bits>
+template <int R, int bits, Offset offset = Offset::None>
 void gemm_factored(const Matrix& w, int64_t p, int64_t lane, const Activations& x, int64_t row, const float* bias, bool add, float* out,
                    int64_t stride) {
   constexpr int64_t size = bits == 6 ? 384 : 256;
   const int64_t blocks = w.blocks();
   const uint8_t* data = w.panel(p) + lane * 4;
   const int8_t* factors = w.factors(p) + lane;
-  const uint16_t* supers = w.supers(p) + lane;
+  const int8_t* minimum_factors = w.minimum_factors(p) + lane;
+  const uint16_t *supers = w.supers(p) + lane, *minimum_supers = w.minimum_supers(p) + lane;
   const B table = operand_table(w.table);
   const int8_t* q[R];
   const float* scale[R];
@@ -94,9 +95,10 @@ void gemm_factored(const Matrix& w, int64_t p, int64_t lane, const Activations& 
       for (int64_t i = 0; i < size; i += 64) __builtin_prefetch(block + 8192 + i, 0, 2);
     }
     const V super = halves(supers + b * kBlock / kSuper * kPanel);
-    V sums[R];
+    const V minimum_super = offset == Offset::Minimum ? halves(minimum_supers + b * kBlock / kSuper * kPanel) : V{};
+    V sums[R];  // from 0 on, so that each product is fused with one addition, whatever R is
     const int8_t* inputs[R];
-    for (int r = 0; r < R; ++r) inputs[r] = q[r] + b * kBlock;
+    for (int r = 0; r < R; ++r) sums[r] = V{}, inputs[r] = q[r] + b * kBlock;
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       I dots[R];
@@ -106,7 +108,11 @@ void gemm_factored(const Matrix& w, int64_t p, int64_t lane, const Activations& 
       }
       block_dots<R, 4>(dots, Operands<bits, bits == 4>{block, table}, inputs, half * 4);
       const V s = super * floats(factors + (b * 2 + half) * kPanel);
-      for (int r = 0; r < R; ++r) sums[r] = half ? sums[r] + __builtin_convertvector(dots[r], V) * s : __builtin_convertvector(dots[r], V) * s;
+      for (int r = 0; r < R; ++r) sums[r] += __builtin_convertvector(dots[r], V) * s;
+      if (offset == Offset::Minimum) {
+        const V m = minimum_super * floats(minimum_factors + (b * 2 + half) * kPanel) * (-1.0f / 32);
+        for (int r = 0; r < R; ++r) sums[r] += m * static_cast<float>(less[r][2 * b + half]);
+      }
     }
     for (int r = 0; r < R; ++r) acc[r] += sums[r] * scale[r][b];
   }
@@ -145,7 +151,11 @@ void gemm_rows(const Matrix& w, int64_t p, const Activations& x, int64_t row, co
         gemm_quantised<R, 5, Offset::None>(w, p, lane, x, row, b, add, out + lane, stride);
       }
     } else if (w.scaling == Scaling::Factors) {
-      gemm_factored<R, 4>(w, p, lane, x, row, b, add, out + lane, stride);
+      if (w.offset == Offset::Minimum) {
+        gemm_factored<R, 4, Offset::Minimum>(w, p, lane, x, row, b, add, out + lane, stride);
+      } else {
+        gemm_factored<R, 4>(w, p, lane, x, row, b, add, out + lane, stride);
+      }
     } else if (w.has_table) {
       gemm_quantised<R, 4, Offset::None, true>(w, p, lane, x, row, b, add, out + lane, stride);
     } else if (w.offset == Offset::Minimum) {

@@ -11,8 +11,8 @@ from shoal.models.matrix import FACTORED, stored_as
 
 UNROUNDED = ("router", "shared_gate")
 """Matrices that decide which experts a row takes, and how much of them: never rounded."""
-_OFFSETS = {"q4_1", "q4_k", "q5_1", "q5_k"}
-"""Formats that have a minimum in each block."""
+_OFFSETS = {"q2_k", "q4_1", "q4_k", "q5_1", "q5_k"}
+"""Formats that have minimums."""
 _CODES = {"q4": 256, "q5": 320, "q6": 384, "q8": 512}
 """Bytes of the codes of 32 inputs and 16 outputs."""
 
@@ -40,9 +40,7 @@ def executed_bytes(format: str, n: int, k: int, precision: Precision, head: bool
     panels = (n + 15) // 16
     if target == "f32":
         return panels * 16 * k * 4
-    beside = 0
-    if kept(format, target) and (format in _OFFSETS or format.startswith("u4g")):
-        beside = k // 32 * 32
-    elif kept(format, target) and format in FACTORED:
-        beside = k // 256 * 32
-    return panels * ((k // 32 * (_CODES[target] + 32) + beside + 63) // 64 * 64)
+    stored = kept(format, target)
+    times = 2 if stored and (format in _OFFSETS or format.startswith("u4g")) else 1
+    supers = k // 256 * 32 if stored and format in FACTORED else 0
+    return panels * ((k // 32 * _CODES[target] + (k // 32 * 32 + supers) * times + 63) // 64 * 64)

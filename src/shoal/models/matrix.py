@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 _Q4 = {"q1_0", "q4_0", "q4_1", "q4_k", "tq1_0", "tq2_0", "mxfp4", "iq4_nl", "iq4_xs", "iq1_s", "iq2_xxs", "iq3_xxs", "iq3_s"}
-FACTORED = {"q3_k", "q6_k", "iq1_m", "iq2_xs", "iq2_s"}
+FACTORED = {"q2_k", "q3_k", "q6_k", "iq1_m", "iq2_xs", "iq2_s"}
 """Formats with a scale for 16 weights that is a small whole number times a half for 256."""
 BLOCKS = {
     **dict.fromkeys(_Q4 | FACTORED, "q4"),
@@ -23,7 +23,7 @@ BLOCKS = {
 }
 """Formats that the kernels execute block by block, as stored, and what they then are, by the bits of a code."""
 FLOATS = {"f32", "f16", "bf16"}
-FORMATS = sorted({*BLOCKS, *FLOATS, "q2_k", "nvfp4"})
+FORMATS = sorted({*BLOCKS, *FLOATS, "nvfp4"})
 """Every format of a file that can be read."""
 _INT4 = re.compile(r"([su])4g(\d+)")
 

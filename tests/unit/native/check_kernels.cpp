@@ -55,7 +55,7 @@ struct Format {
 constexpr Format kFormats[] = {{"f32", "f32", 4, 1},    {"f32", "q8", 4, 1},      {"f32", "q4", 4, 1},      {"q4_0", "q4", 18, 32},
                                {"q4_1", "q4", 20, 32},  {"q5_0", "q5", 22, 32},   {"q5_1", "q5", 24, 32},   {"q8_0", "q8", 34, 32},
                                {"q4_k", "q4", 144, 256}, {"q5_k", "q5", 176, 256}, {"q6_k", "q6", 210, 256}, {"q6_k", "q8", 210, 256},
-                               {"q3_k", "q4", 110, 256}, {"mxfp4", "q4", 17, 32},  {"iq4_nl", "q4", 18, 32}, {"iq4_xs", "q4", 136, 256},
+                               {"q2_k", "q4", 84, 256},  {"q3_k", "q4", 110, 256}, {"mxfp4", "q4", 17, 32},  {"iq4_nl", "q4", 18, 32}, {"iq4_xs", "q4", 136, 256},
                                {"u4g64", "q4", 35, 64}};
 
 // Stored rows: random bits, with sane scales where a format has them.
@@ -79,7 +79,7 @@ std::vector<uint8_t> stored(const Format& format, int64_t n, int64_t k) {
     }
     for (int i = 0; i < halves; ++i) {
       const uint16_t scale = float_to_half(0.001f + 0.009f * static_cast<float>(bits() / 4294967296.0));
-      std::memcpy(out.data() + b * format.block_bytes + (last ? format.block_bytes - 2 : 2 * i), &scale, 2);
+      std::memcpy(out.data() + b * format.block_bytes + (last ? format.block_bytes - 2 : name == "q2_k" ? 80 + 2 * i : 2 * i), &scale, 2);
     }
   }
   return out;
@@ -102,6 +102,10 @@ double weight(const Matrix& m, int64_t row, int64_t column) {  // as matrix.h sa
   }
   if (m.scaling == Scaling::Factors) {
     const double scale = m.factors(p)[(b * 2 + i / 16) * kPanel + lane] * double(half_to_float(m.supers(p)[b / 8 * kPanel + lane]));
+    if (m.offset == Offset::Minimum) {
+      const double minimum = m.minimum_factors(p)[(b * 2 + i / 16) * kPanel + lane] * double(half_to_float(m.minimum_supers(p)[b / 8 * kPanel + lane]));
+      return scale * m.table[q] + minimum;
+    }
     return m.has_table ? m.unit * scale * m.table[q] : scale * double(q - m.zero);
   }
   const double scale = half_to_float(m.scales(p)[b * kPanel + lane]);
@@ -116,7 +120,8 @@ struct Inputs {
   std::vector<int8_t> q;
   std::vector<int32_t> sum, less;
 
-  Inputs(const Kernels& kernels, int64_t rows_, int64_t k_) : rows(rows_), k(k_), x(normal(rows * k, 3)) {
+  Inputs(const Kernels& kernels, int64_t rows_, int64_t k_) : Inputs(kernels, rows_, k_, normal(rows_ * k_, 3)) {}
+  Inputs(const Kernels& kernels, int64_t rows_, int64_t k_, std::vector<float> x_) : rows(rows_), k(k_), x(std::move(x_)) {
     scale.resize(static_cast<size_t>(rows * k / kBlock)), sum.resize(scale.size()), less.resize(2 * scale.size()), q.resize(x.size());
     for (int64_t r = 0; r < rows; ++r) {
       kernels.quantise(&x[size_t(r * k)], k, &q[size_t(r * k)], &scale[size_t(r * k / kBlock)], &sum[size_t(r * k / kBlock)], &less[size_t(r * k / 16)]);
@@ -169,25 +174,33 @@ void check_gemm(const Kernels& kernels, const Format& format) {
   }
 }
 
+// Where a stored block has its codes.
+std::pair<int64_t, int64_t> codes_of(const Format& format) {
+  const std::string name = format.name;
+  if (name == "q6_k") return {0, 192};
+  if (name == "q3_k") return {0, 96};
+  if (name == "q2_k") return {16, 80};
+  const int64_t begin = name == "q4_k" || name == "q5_k" ? 16 : name == "iq4_xs" ? 8 : name.back() == '1' ? 4 : name == "u4g64" ? 3 : name == "mxfp4" ? 1 : 2;
+  return {begin, format.block_bytes};
+}
+
 // Weights and inputs that are as large as they can be, of like and of unlike signs: sums of pairs of products in 16 bits would overflow.
 void check_extremes(const Kernels& kernels, const Format& format) {
   if (std::string(format.name) == "f32") return;
   const int64_t n = 32, k = 256, rows = 5;
   std::vector<uint8_t> raw = stored(format, n, k);
-  const int64_t header = format.block == 256 ? 16 : format.block_bytes == 17 ? 1 : format.block_bytes % 4 ? 2 : 4;
-  const bool last = std::string(format.name) == "q6_k";  // whose scale is at the end
+  const auto [begin, end] = codes_of(format);
   std::mt19937 bits(17);
   const uint8_t most[] = {0x00, 0xff, 0x80, 0x7f, 0xf0, 0x0f, 0x88};
   for (size_t i = 0; i < raw.size(); ++i) {
     const int64_t at = int64_t(i) % format.block_bytes;
-    if (last ? at < 192 : at >= header) raw[i] = i / size_t(format.block_bytes) % 2 ? most[bits() % 7] : most[i / size_t(format.block_bytes) / 2 % 7];
+    const size_t block = i / size_t(format.block_bytes);
+    if (at >= begin && at < end) raw[i] = block % 2 ? most[bits() % 7] : most[block / 2 % 7];
   }
   const auto m = pack(format.name, format.target, raw.data(), static_cast<int64_t>(raw.size()) / n, n, k, nullptr);
-  Inputs in(kernels, rows, k);
-  for (int64_t i = 0; i < rows * k; ++i) in.x[size_t(i)] = i / k == 0 ? 1.0f : i / k == 1 ? -1.0f : bits() % 2 ? 1.0f : -1.0f;
-  for (int64_t r = 0; r < rows; ++r) {
-    kernels.quantise(&in.x[size_t(r * k)], k, &in.q[size_t(r * k)], &in.scale[size_t(r * k / kBlock)], &in.sum[size_t(r * k / kBlock)]);
-  }
+  std::vector<float> x(size_t(rows * k));
+  for (int64_t i = 0; i < rows * k; ++i) x[size_t(i)] = i / k == 0 ? 1.0f : i / k == 1 ? -1.0f : bits() % 2 ? 1.0f : -1.0f;
+  const Inputs in(kernels, rows, k, std::move(x));
   std::vector<float> out(size_t(rows * n));
   for (int64_t p = 0; p < m->panels(); ++p) kernels.gemm(*m, p, in.all(), 0, rows, nullptr, false, &out[size_t(p * kPanel)], n);
   for (int64_t r = 0; r < rows; ++r) {

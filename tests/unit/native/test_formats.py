@@ -18,7 +18,7 @@ N, K = 40, 1024
 EXACT = {"q1_0", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "tq1_0", "tq2_0", "mxfp4", "iq4_nl"} | FACTORED
 """Formats whose scales are halves, powers of two or products that are kept as such, so that nothing at all is rounded. The scales of the others in BLOCKS become halves."""
 
-MINIMUMS = {"q4_1", "q5_1", "q4_k", "q5_k"}
+MINIMUMS = {"q2_k", "q4_1", "q5_1", "q4_k", "q5_k"}
 
 
 def times(matrix: Any, x: NDArray[np.float32], isa: str = "", threads: int = 1) -> NDArray[np.float64]:

@@ -39,8 +39,17 @@ def inputs(rows: int, k: int, kind: str) -> NDArray[np.float32]:
 
 def extreme(format: str, rows: NDArray[np.uint8], codes: int) -> NDArray[np.uint8]:
     """The same scales, and every code and factor with the same bits."""
-    halves = {"q5_0": (0,), "q5_1": (0, 2), "q5_k": (0, 2), "q6_k": (208,), "q3_k": (108,), "iq2_xs": (0,), "iq2_s": (0,)}[format]
-    sizes = {"q5_0": 22, "q5_1": 24, "q5_k": 176, "q6_k": 210, "q3_k": 110, "iq2_xs": 74, "iq2_s": 82}
+    halves = {
+        "q5_0": (0,),
+        "q5_1": (0, 2),
+        "q5_k": (0, 2),
+        "q6_k": (208,),
+        "q2_k": (80, 82),
+        "q3_k": (108,),
+        "iq2_xs": (0,),
+        "iq2_s": (0,),
+    }[format]
+    sizes = {"q5_0": 22, "q5_1": 24, "q5_k": 176, "q6_k": 210, "q2_k": 84, "q3_k": 110, "iq2_xs": 74, "iq2_s": 82}
     cells = rows.reshape(-1, sizes[format])
     out = np.full_like(cells, codes)
     for at in halves:
@@ -78,7 +87,7 @@ def test_any_size_is_multiplied_as_the_file_says(
 @on_every_isa
 @pytest.mark.parametrize("codes", [0x00, 0xFF, 0x0F, 0xF0, 0x55, 0xAA])
 @pytest.mark.parametrize("kind", ["largest", "smallest", "alternating"])
-@pytest.mark.parametrize("format", ["q5_0", "q5_1", "q5_k", "q6_k", "q3_k", "iq2_xs", "iq2_s"])
+@pytest.mark.parametrize("format", ["q5_0", "q5_1", "q5_k", "q6_k", "q2_k", "q3_k", "iq2_xs", "iq2_s"])
 def test_codes_and_inputs_at_the_ends_of_their_ranges(format: str, kind: str, codes: int, isa: str) -> None:
     """No sum leaves the bits that an instruction has for it."""
     assert_right(format, extreme(format, stored_rows(format, 17, 512), codes), inputs(9, 512, kind), isa)
