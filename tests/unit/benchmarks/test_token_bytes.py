@@ -13,4 +13,4 @@ from tests.support.gguf_writer import write_model
 def test_what_a_token_reads_beside_what_the_file_has(format: str, more: float, tmp_path: Path) -> None:
     built = tiny.model("llama", hidden_size=256, intermediate_size=512, num_hidden_layers=2, head_dim=64, vocab_size=512)
     executed, stored = token_bytes(write_model(tmp_path / "m.gguf", built, "llama", format))
-    assert executed / stored == pytest.approx(more, rel=0.01)  # panels end on cache lines
+    assert executed / stored == pytest.approx(more, rel=0.02)  # panels end on cache lines
