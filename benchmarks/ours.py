@@ -29,7 +29,7 @@ async def cluster(
     """node: settings of each node. workers: so many of the nodes hold experts alone. settings: of the head."""
     head = composed(HeadSettings, {"model": model, "port": 0, "control_port": 0, **settings})
     own = NodeSettings(threads=threads, **(node or {}))  # pyright: ignore[reportArgumentType]
-    async with local_cluster(head, own, [ModelOffer(describe(model), head.engine, head.replicas)], nodes, workers) as running:
+    async with local_cluster(head, own, [ModelOffer(describe(model), head.engine, head.replicas or 1)], nodes, workers) as running:
         await running.until_ready()
         await generate(running.head, fresh_prompt(running.head, 16), 16)
         yield running
