@@ -22,9 +22,12 @@ from shoal.scheduler.cost import Learned
 from shoal.scheduler.scheduler import Scheduler
 from shoal.testing import toy
 from shoal.testing.clock import Deadlock, SimulatedLoop
+from shoal.testing.fleet_scenario import FleetScenario
+from shoal.testing.foretold import oracle_of
 from shoal.testing.rush import Rush
 from shoal.testing.scenario import Broken, Scenario, disks_of, undecided_of, workers_of
 from shoal.testing.simulate import play, play_all
+from shoal.testing.standby_scenario import StandbyScenario
 
 SEEDS = int(os.environ.get("SHOAL_SEEDS", "300"))  # `make simulate` plays more
 
@@ -82,6 +85,18 @@ def changed_parts(events: list[str]) -> set[str]:
     layouts = [event.partition(": ")[2].split(", ") for event in events if "[info] epoch" in event]
     with_experts = {part.split()[0] for parts in layouts for part in parts if part.endswith("experts")}
     return with_experts & {part.split()[0] for parts in layouts for part in parts if not part.endswith("experts")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Scenario, FleetScenario, StandbyScenario])
+def test_drafts_save_steps_and_change_no_token(kind: type[Scenario]):
+    drafting = [kind(seed) for seed in range(60) if oracle_of(seed) is not None]
+    for scenario in drafting:
+        scenario.run()  # raises Broken as above
+    counts = [scenario.oracle.counts for scenario in drafting if scenario.oracle is not None]
+    assert sum(accepted for _, accepted in counts) > 100
+    assert sum(drafted - accepted for drafted, accepted in counts) > 100
+    assert any(interruption.tokens for scenario in drafting for interruption in scenario.counts.interruptions)
 
 
 @pytest.mark.slow

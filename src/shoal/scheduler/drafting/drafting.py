@@ -9,7 +9,6 @@ from shoal.scheduler.drafting.draft import Draft, Drafter
 
 LONGEST = 16
 """Most tokens of a draft."""
-_GAIN = 1.02  # least factor by which one more must raise the tokens per second
 
 
 class Drafting:
@@ -37,7 +36,7 @@ class Drafting:
         while length < min(most, len(draft.tokens)):
             right *= chance
             expected += right
-            if (faster := expected / seconds(length + 1)) < rate * (_GAIN if not length else 1):
+            if (faster := expected / seconds(length + 1)) <= rate:
                 break
             rate, length = faster, length + 1
         return length
