@@ -29,7 +29,7 @@ def delayed(seconds: float) -> Iterator[None]:
     """For a cluster that is started inside, with its head in this process: each way between stages, and between them and the head, takes that
     long."""
     proxies: list[Proxy] = []
-    join, listen = Coordinator._join, HostEnvironment.listen  # pyright: ignore[reportPrivateUsage]
+    join, listen = Coordinator._join, HostEnvironment.listen
 
     def proxied(port: int) -> Proxy:
         proxies.append(Proxy("127.0.0.1", 0, ("127.0.0.1", port), seconds))
