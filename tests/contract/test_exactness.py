@@ -21,7 +21,7 @@ from shoal.models.weights import GgufWeights, Weights
 from shoal.node.grammar_worker import vocabulary
 from shoal.pipeline.driver import Driver
 from shoal.request import Request, RequestId, SamplingParams
-from shoal.testing.foretold import Oracle
+from shoal.testing.foreteller import Foreteller
 from shoal.text import grammar
 from shoal.text.tokenizer import Tokenizer
 from shoal.text.tools import HERMES, ToolFunction
@@ -124,9 +124,9 @@ def test_drafts(case: Case, alone: Said, stages: int, threads: int) -> None:
 
     async def drafting(driver: Driver) -> Said:
         driver.scheduler.slots.limits = replace(driver.scheduler.limits, drafts=4)
-        oracle, answers = Oracle(Random(1)), [[token for token, *_ in said] for said in alone]
-        driver.scheduler.speculation.drafter = oracle.drafter
-        oracle.answers |= {RequestId(f"r{i}"): [answer] for i, answer in enumerate(answers)}
+        foreteller, answers = Foreteller(Random(1)), [[token for token, *_ in said] for said in alone]
+        driver.scheduler.speculator.drafter = foreteller.drafter
+        foreteller.answers |= {RequestId(f"r{i}"): [answer] for i, answer in enumerate(answers)}
         said = await together(driver, case.prompts)
         counters = driver.scheduler.counters
         assert 10 < counters.accepted_tokens < counters.drafted_tokens

@@ -23,7 +23,7 @@ from shoal.scheduler.scheduler import Scheduler
 from shoal.testing import toy
 from shoal.testing.clock import Deadlock, SimulatedLoop
 from shoal.testing.fleet_scenario import FleetScenario
-from shoal.testing.foretold import oracle_of
+from shoal.testing.foreteller import foreteller_of
 from shoal.testing.rush import Rush
 from shoal.testing.scenario import Broken, Scenario, disks_of, undecided_of, workers_of
 from shoal.testing.simulate import play, play_all
@@ -90,10 +90,10 @@ def changed_parts(events: list[str]) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [Scenario, FleetScenario, StandbyScenario])
 def test_drafts_save_steps_and_change_no_token(kind: type[Scenario]):
-    drafting = [kind(seed) for seed in range(60) if oracle_of(seed) is not None]
+    drafting = [kind(seed) for seed in range(60) if foreteller_of(seed) is not None]
     for scenario in drafting:
         scenario.run()  # raises Broken as above
-    counts = [scenario.oracle.counts for scenario in drafting if scenario.oracle is not None]
+    counts = [scenario.foreteller.counts for scenario in drafting if scenario.foreteller is not None]
     assert sum(accepted for _, accepted in counts) > 100
     assert sum(drafted - accepted for drafted, accepted in counts) > 100
     assert any(interruption.tokens for scenario in drafting for interruption in scenario.counts.interruptions)

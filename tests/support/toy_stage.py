@@ -182,7 +182,7 @@ class Toy:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.scheduler = Scheduler(limits)
-        self.scheduler.speculation.drafter = lambda sequence: Foreseen(sequence, self.layers)
+        self.scheduler.speculator.drafter = lambda sequence: Foreseen(sequence, self.layers)
         self.stage = ToyStage(limits.blocks, limits.block_tokens)
         self.plans: deque[StepPlan] = deque()
         self.results: deque[StepResult] = deque()

@@ -27,7 +27,7 @@ from shoal.scheduler.blocks import BlockPool
 from shoal.scheduler.budget import StepBudget
 from shoal.scheduler.candidates import candidates, share, too_few
 from shoal.scheduler.cost import StepCost, StepLoad
-from shoal.scheduler.drafting.speculation import Speculation
+from shoal.scheduler.drafting.speculator import Speculator
 from shoal.scheduler.dynamic_batching import DynamicBatching
 from shoal.scheduler.limits import Counters, Limits
 from shoal.scheduler.plan import Chunk, Opened, PromptQuery, Sampled, StepPlan, StepResult
@@ -59,7 +59,7 @@ class _Step:
 class Scheduler:
     def __init__(self, limits: Limits) -> None:
         self.slots = Slots(limits)
-        self.speculation = Speculation(self.slots)
+        self.speculator = Speculator(self.slots)
         self._admission = Admission(self.slots)
         self.cost: StepCost | None = None
         """What steps cost on the current route; if None, only a step's rows are limited."""
@@ -250,7 +250,7 @@ class Scheduler:
         if len(self._flight) >= limits.depth and not self.apart and not self._closed and too_few(running, streams):
             return None
         self.slots.provide_short()
-        speculates = self.speculation.wanted()
+        speculates = self.speculator.wanted()
         chunks: list[Chunk] = []
         opened: list[Opened] = []
         sent: list[_Sent] = []
@@ -293,9 +293,9 @@ class Scheduler:
 
     def _draft(self, chunks: list[Chunk], sent: list[_Sent], budget: StepBudget) -> None:
         """Adds drafts to a step of samples."""
-        step = self.speculation.step(len(chunks), self.cost)
+        step = self.speculator.step(len(chunks), self.cost)
         for i, (chunk, one) in enumerate(zip(chunks, sent, strict=True)):
-            if drafts := self.speculation.drafts(one.sequence, step, budget.load, budget.rows):
+            if drafts := self.speculator.drafts(one.sequence, step, budget.load, budget.rows):
                 budget.take(StepLoad.of(chunk.position + 1, len(drafts), len(drafts)), False)
                 blocks, tokens = [*chunk.blocks, *self._untold(one.sequence)], [*chunk.tokens, *drafts]
                 chunks[i] = msgspec.structs.replace(chunk, tokens=tokens, blocks=blocks, drafts=len(drafts))

@@ -71,8 +71,8 @@ class LoadedToy:
         cost = toy.cost(scenario.layers_of(self.name))
         served = Served(self.name, self.name, cost, engine.context, engine, priority=priority, batching=batching)
         runner = self._coordinator.open(PipelineId(self.name, number), served, self.observer())
-        if scenario.oracle is not None:
-            scenario.oracle.attach(runner)
+        if scenario.foreteller is not None:
+            scenario.foreteller.attach(runner)
         self.copies.add(number, runner)
 
     def observer(self) -> CopyCounts:
@@ -301,8 +301,8 @@ class FleetScenario(Scenario):
     async def _read(self, stream: TokenStream, request: Request, name: str, leaves: int, chunks: list[TokenChunk]) -> None:
         """chunks: is given what came. Raises what ends the stream."""
         wanted, (scores, embedding) = toy.expected(request, self.sizes[name]), toy.examined(request, self.sizes[name])
-        if self.oracle is not None:
-            self.oracle.answers[request.id] = wanted
+        if self.foreteller is not None:
+            self.foreteller.answers[request.id] = wanted
         told: list[Score] = []
         said: list[list[int]] = [[] for _ in range(request.n)]
         async for chunk in stream:

@@ -28,7 +28,7 @@ from shoal.pipeline_id import PipelineId
 from shoal.request import Request, RequestId, SamplingParams, Score, TokenChunk
 from shoal.testing import toy
 from shoal.testing.clock import Deadlock, SimulatedLoop
-from shoal.testing.foretold import oracle_of
+from shoal.testing.foreteller import foreteller_of
 from shoal.testing.network import Host, Network, SimWorld
 from shoal.testing.whims import Whims
 
@@ -117,7 +117,7 @@ class Scenario:
         self.tokens = self.faults = 0
         self.layers = self.rng.randint(3, 7)
         self.seconds = toy.Seconds()
-        self.oracle = oracle_of(seed)
+        self.foreteller = foreteller_of(seed)
         self.disks, self.workers, self.undecided = disks_of(seed), workers_of(seed), undecided_of(seed)
         # To the plan, slow nodes have reason to ask others, and to hold experts that others hold, too.
         slow = self.workers is not None and Random(f"slow {seed}").random() < 0.5
@@ -132,7 +132,7 @@ class Scenario:
 
     @property
     def speculation(self) -> Speculation:
-        return Speculation.OFF if self.oracle is None else Speculation.LOOKUP
+        return Speculation.OFF if self.foreteller is None else Speculation.LOOKUP
 
     def say(self, what: str) -> None:
         self.events.append(f"{self._loop.time():9.3f}  {what}")
@@ -184,8 +184,8 @@ class Scenario:
         self.coordinator = coordinator = Coordinator(settings, head, self.counts)
         cost = toy.cost(self.layers, self.layer_bytes, self.workers is not None)
         runner = coordinator.open(PipelineId("toy"), Served("toy", "toy", cost, 160, settings.engine), self.counts)
-        if self.oracle is not None:
-            self.oracle.attach(runner)
+        if self.foreteller is not None:
+            self.foreteller.attach(runner)
         if self.undecided is not None:
             whims = Whims(runner.planning.moves, self.undecided)
             runner.planning = dataclasses.replace(runner.planning, planner=whims)
@@ -292,8 +292,8 @@ class Scenario:
         request, leaves = self._request(index), self.rng.randint(1, 10) if self.rng.random() < 0.15 else 0
         faulty = bool(request.sampling.logit_bias)
         wanted = [list[int]() for _ in range(request.n)] if faulty else toy.expected(request, self.layers)
-        if self.oracle is not None and not faulty:
-            self.oracle.answers[request.id] = wanted
+        if self.foreteller is not None and not faulty:
+            self.foreteller.answers[request.id] = wanted
         scores, embedding = toy.examined(request, self.layers)
         told: list[Score] = []
         await asyncio.sleep(self.rng.uniform(1.0, 0.8 * TROUBLE))

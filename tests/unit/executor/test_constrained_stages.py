@@ -18,7 +18,7 @@ from shoal.scheduler.limits import Limits
 from shoal.scheduler.plan import StepPlan, StepResult
 from shoal.scheduler.scheduler import Scheduler
 from shoal.testing import toy
-from shoal.testing.foretold import Oracle
+from shoal.testing.foreteller import Foreteller
 
 LETTERS = json.dumps({"grammars": [{"lark_grammar": "start: /(ab|[g-m]{3}k)+x/"}]})
 
@@ -28,8 +28,8 @@ class Line:
 
     def __init__(self, stages: int, blocks: int = 16, drafts: int = 0) -> None:
         self.scheduler = Scheduler(Limits(blocks, BLOCK_TOKENS, 4096, 8, 64, 99, stages, drafts=drafts))
-        oracle = Oracle(Random(0))
-        self.scheduler.speculation.drafter, self.answers = oracle.drafter, oracle.answers
+        foreteller = Foreteller(Random(0))
+        self.scheduler.speculator.drafter, self.answers = foreteller.drafter, foreteller.answers
         self.blocks, self._all = blocks, stages
         self._grammars = toy.grammars()
         self._shards = [self._fresh() for _ in range(stages)]

@@ -34,7 +34,7 @@ def toy_that_knows(r: Request, bounds: Limits, wrong_from: int = 99) -> Toy:
     """Every draft is right, up to a token of the answer."""
     toy = Toy(bounds)
     answers = [expected(r, choice)[0] for choice in range(r.n)]
-    toy.scheduler.speculation.drafter = lambda s: Told(
+    toy.scheduler.speculator.drafter = lambda s: Told(
         [t if i < wrong_from else t + 23 for i, t in enumerate(answers[s.choice])], s.prompt_length
     )
     return toy
@@ -73,7 +73,7 @@ def test_nothing_is_drafted_that_could_not_be_said():
     assert rows(toy) == [(0, 0), (2, 2)]
     asked = next(r for seed in range(99) if 3 < len(expected(r := request("a", [1, 2], 30, seed=seed, stops=frozenset({STOP})), 0)[0]) < 9)
     toy = Toy(limits(drafts=20))
-    toy.scheduler.speculation.drafter = lambda s: Told([*expected(asked, 0)[0], STOP, 1, 1, 1], s.prompt_length)
+    toy.scheduler.speculator.drafter = lambda s: Told([*expected(asked, 0)[0], STOP, 1, 1, 1], s.prompt_length)
     serve(toy, asked)
     assert rows(toy)[1] == (2, len(expected(asked, 0)[0]) - 1)
     assert len(rows(toy)) == 2

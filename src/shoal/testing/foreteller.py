@@ -16,7 +16,7 @@ from shoal.testing import toy
 _WITH_DRAFTS = 0.4  # of the seeds
 
 
-class Oracle:
+class Foreteller:
     """Knows what choices will say."""
 
     def __init__(self, chance: Random) -> None:
@@ -31,7 +31,7 @@ class Oracle:
         made = requests._made  # pyright: ignore[reportPrivateUsage]
 
         def make(scheduler: Scheduler) -> Driver:
-            scheduler.speculation.drafter = self.drafter
+            scheduler.speculator.drafter = self.drafter
             self._schedulers.append(scheduler)
             return made(scheduler)
 
@@ -58,7 +58,7 @@ class _Foretold:
         return Draft([chance.randrange(toy.VOCABULARY) if chance.random() < self._wrong else token for token in coming], 8)
 
 
-def oracle_of(seed: int) -> Oracle | None:
+def foreteller_of(seed: int) -> Foreteller | None:
     """None: without drafts."""
     chance = Random(f"drafts {seed}")
-    return Oracle(chance) if chance.random() < _WITH_DRAFTS else None
+    return Foreteller(chance) if chance.random() < _WITH_DRAFTS else None

@@ -24,7 +24,7 @@ class SpeculatedStep:
     cost: StepCost | None
 
 
-class Speculation:
+class Speculator:
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self.drafter: Callable[[Sequence], Drafter] = lambda sequence: PromptLookup()
