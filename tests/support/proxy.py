@@ -35,6 +35,7 @@ class _Link:
                 continue
             writer.write(data)
             await writer.drain()
+        await asyncio.sleep(self._delay)  # for what is on its way
         raise ConnectionError("one side has ended")
 
     def _write(self, writer: asyncio.StreamWriter, data: bytes) -> None:

@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from shoal.cli.app import app
 from shoal.cli.options import with_one_text
-from shoal.config import ApiSettings, Codec, HeadSettings, KvType, NodeRole, NodeSettings, RuntimeName, composed, from_environment
+from shoal.config import (
+    ApiSettings,
+    Codec,
+    HeadSettings,
+    KvType,
+    NodeRole,
+    NodeSettings,
+    RuntimeName,
+    Speculation,
+    composed,
+    from_environment,
+)
 from shoal.launch.command_line import flags_of
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=12)
@@ -23,6 +34,7 @@ HEADS = st.fixed_dictionaries(
         "activations": st.sampled_from(Codec),
         "context": st.integers(16, 10**6),
         "prefix_cache": st.booleans(),
+        "speculation": st.sampled_from(Speculation),
         "open_api": st.booleans(),
         "grace": st.floats(0, 3600),
         "heartbeat": st.floats(0.05, 60),

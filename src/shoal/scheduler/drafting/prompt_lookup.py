@@ -21,8 +21,8 @@ class PromptLookup:
     """Of one sequence."""
 
     def __init__(self) -> None:
-        self._latest: dict[tuple[int, int], int] = {}
-        """By pair: the place of its second token."""
+        self._latest: dict[int, int] = {}
+        """By pair, as one number: the place of its second token."""
         self._before: list[int] = []
         """By place: where the pair that ends there came before; -1: nowhere."""
 
@@ -45,7 +45,7 @@ class PromptLookup:
             if place == 0:
                 self._before.append(-1)
                 continue
-            pair = tokens[place - 1], tokens[place]
+            pair = tokens[place - 1] << 32 | tokens[place]
             self._before.append(self._latest.get(pair, -1))
             self._latest[pair] = place
 
