@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +13,14 @@ import pytest
 
 from shoal.executor.base import Program, StageOutput
 from shoal.executor.journal import Journal, JournalLimits
+from shoal.executor.sampler import Sampler
 from shoal.executor.shard import Shard
 from shoal.membership.route_machine import RouteMachine
 from shoal.node.pipeline_part import PipelinePart
 from shoal.node.stage_service import StageService
 from shoal.scheduler.budget import StepBudget
 from shoal.scheduler.cost import Learned
+from shoal.scheduler.plan import Sampled
 from shoal.scheduler.scheduler import Scheduler
 from shoal.testing import toy
 from shoal.testing.clock import Deadlock, SimulatedLoop
@@ -208,6 +210,14 @@ def _hoard(init: Callable[..., Any]) -> Callable[..., Any]:
     return wrong
 
 
+def _believe(run: Callable[..., Any]) -> Callable[..., Any]:
+    def wrong(self: Sampler, sequence: int, position: int, drafts: Sequence[int], logits: np.ndarray) -> list[Sampled]:
+        sampled = run(self, sequence, position, drafts, logits)
+        return [Sampled(sequence, draft) for draft in drafts] + sampled[-1:] if drafts and sampled else sampled
+
+    return wrong
+
+
 def _keep_both(relieve: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, path: []
 
@@ -226,6 +236,7 @@ def _want_all(wanted: Callable[..., Any]) -> Callable[..., Any]:
         (Shard, "enter", _keep_everything, 10),
         (StageService, "close", _go_on, 18),
         (Journal, "__init__", _hoard, 1),
+        (Sampler, "run", _believe, 1),
         (RouteMachine, "_relieve", _keep_both, 50),
         (PipelinePart, "_wanted_experts", _want_all, 60),
     ],
@@ -236,6 +247,7 @@ def _want_all(wanted: Callable[..., Any]) -> Callable[..., Any]:
         "nothing is refilled",
         "a stage goes on when its node is another",
         "a journal takes more than it may",
+        "drafts are believed",
         "a node with experts keeps its layers",
         "a node with layers keeps its experts",
     ],
