@@ -1,5 +1,5 @@
-"""One stream with drafts from the sequence itself and without, on one node and on two, and two whose links take 5 and 20 ms each way; beside
-llama.cpp's n-gram drafts on one machine. The text is compared: it must be the same.
+"""One stream with drafts from the sequence itself and without, on one node and on two, and two whose links take 5 and 20 ms each way; several
+streams on one node; beside llama.cpp's n-gram drafts on one machine. The text is compared: it must be the same.
 
 python -m benchmarks.speculation [--model qwen2.5-coder-1.5b] [--rounds 3] [--tokens 160]
 """
@@ -58,16 +58,38 @@ class Runs:
         return median(self.speeds[kind])
 
 
-async def say(head: Head, prompt: list[int], tokens: int) -> tuple[list[int | None], float]:
-    """What one stream says, and its tokens per second after the first."""
-    said: list[int | None] = []
-    first = last = 0.0
-    request = Request(RequestId(f"s-{next(_numbers)}"), prompt, tokens, SamplingParams(temperature=0))
-    async for chunk in head.engine.submit(request):
-        last = perf_counter()
-        first = first or last
+@dataclass(frozen=True)
+class Place:
+    nodes: int
+    delay: float = 0.0
+    """Seconds on each way between two of the machines."""
+    streams: int = 1
+
+
+PLACES = {
+    "one node": Place(1),
+    "two nodes": Place(2),
+    "two nodes, 5 ms": Place(2, 0.005),
+    "two nodes, 20 ms": Place(2, 0.02),
+    "one node, 8 streams": Place(1, streams=8),
+}
+
+
+async def one(head: Head, prompt: list[int], tokens: int, seed: int, times: list[float]) -> list[int | None]:
+    """What a stream says: greedily, the first of them."""
+    sampling = SamplingParams(temperature=0.7 if seed else 0.0, seed=seed)
+    said = list[int | None]()
+    async for chunk in head.engine.submit(Request(RequestId(f"s-{next(_numbers)}"), prompt, tokens, sampling)):
+        times.append(perf_counter())
         said.append(chunk.token)
-    return said, (len(said) - 1) / (last - first)
+    return said
+
+
+async def say(head: Head, prompt: list[int], tokens: int, streams: int) -> tuple[list[list[int | None]], float]:
+    """What the streams say, and their tokens per second, together, after the first."""
+    times = list[float]()
+    said = await asyncio.gather(*(one(head, prompt, tokens, seed, times) for seed in range(streams)))
+    return said, (len(times) - 1) / (times[-1] - times[0])
 
 
 def scheduler_of(head: Head) -> Scheduler:
@@ -76,23 +98,22 @@ def scheduler_of(head: Head) -> Scheduler:
     return runner.driver.scheduler
 
 
-async def measured(
-    file: Path, prompts: dict[str, list[int]], nodes: int, threads: int, delay: float, rounds: int, tokens: int
-) -> dict[str, Runs]:
-    """Interleaved in one cluster."""
+async def measured(file: Path, prompts: dict[str, list[int]], place: Place, threads: int, rounds: int, tokens: int) -> dict[str, Runs]:
+    """Interleaved in one cluster. threads: of all nodes together."""
     runs = {task: Runs({"off": [], "lookup": []}) for task in prompts}
-    with far.delayed(delay) if delay else contextlib.nullcontext():
-        async with ours.cluster(str(file), nodes, threads, speculation="lookup", context=4096) as cluster:
+    with far.delayed(place.delay) if place.delay else contextlib.nullcontext():
+        each = max(1, threads // place.nodes)
+        async with ours.cluster(str(file), place.nodes, each, speculation="lookup", context=4096) as cluster:
             scheduler = scheduler_of(cluster.head)
-            for each in range(rounds + 1):
+            for number in range(rounds + 1):
                 for task, prompt in prompts.items():
-                    answers = list[list[int | None]]()
+                    answers = list[list[list[int | None]]]()
                     for kind, drafts in (("off", 0), ("lookup", LONGEST)):
                         scheduler.slots.limits = replace(scheduler.limits, drafts=drafts)
                         before = replace(scheduler.counters)
-                        said, speed = await say(cluster.head, prompt, tokens)
+                        said, speed = await say(cluster.head, prompt, tokens, place.streams)
                         answers.append(said)
-                        if not each:  # the prompt is in the prefix cache from now on, and steps have been measured
+                        if not number:  # the prompt is in the prefix cache from now on, and steps have been measured
                             continue
                         runs[task].speeds[kind].append(speed)
                         runs[task].drafted += scheduler.counters.drafted_tokens - before.drafted_tokens
@@ -142,19 +163,12 @@ async def main(model: str, rounds: int, tokens: int, threads: int, places: Seque
     assert isinstance(weights, GgufWeights)
     tokenizer, texts = Tokenizer.open(file, weights.file.meta), {task: chat(text) for task, text in TASKS.items()}
     prompts = {task: tokenizer.encode(text, True) for task, text in texts.items()}
-    print(f"### {model}, one greedy stream of {tokens} tokens, medians of {rounds} interleaved rounds, on {processor()}\n")
+    print(f"### {model}, streams of {tokens} tokens, the first greedy, medians of {rounds} interleaved rounds, on {processor()}\n")
     print("| where | text | tokens/s without | with | ratio | drafts that were right |\n|---|---|---|---|---|---|")
-    where = {
-        "one node": (1, threads, 0.0),
-        "two nodes": (2, max(1, threads // 2), 0.0),
-        "two nodes, 5 ms": (2, max(1, threads // 2), 0.005),
-        "two nodes, 20 ms": (2, max(1, threads // 2), 0.02),
-    }
-    for place in places or where:
+    for place in places or PLACES:
         if place == "llama.cpp":
             continue
-        nodes, each, delay = where[place]
-        for row in rows(place, await measured(file, prompts, nodes, each, delay, rounds, tokens)):
+        for row in rows(place, await measured(file, prompts, PLACES[place], threads, rounds, tokens)):
             print(row, flush=True)
     if places and "llama.cpp" not in places:
         return
