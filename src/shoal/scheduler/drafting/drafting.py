@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import log
 
 from shoal.scheduler.drafting.acceptance import Acceptance
 from shoal.scheduler.drafting.draft import Draft, Drafter
@@ -26,17 +27,20 @@ class Drafting:
         self._last, self._at = self._drafter.propose(tokens, most), len(tokens)
         return self._last
 
-    def length(self, draft: Draft, most: int, others: int, seconds: Callable[[int], float]) -> int:
-        """How many tokens of a draft make the most tokens per second; 0: it does not pay.
+    def length(self, draft: Draft, most: int, streams: int, seconds: Callable[[int], float]) -> int:
+        """How many tokens of a draft a step should verify; 0: none.
 
-        others: tokens that the step samples without them. seconds: that it takes with so many of them.
+        What a stream gains, the others of its step lose in part: they wait for its rows. So the product of all streams' tokens per second
+        counts, as in proportional fairness (Kelly, 1997); of a single stream that is its own speed.
+
+        streams: samples of the step. seconds: that it takes with so many tokens of the draft.
         """
-        chance, right, expected, length = self._acceptance.chance(draft.matched), 1.0, float(others), 0
-        rate = expected / seconds(0)
+        chance, right, tokens, length = self._acceptance.chance(draft.matched), 1.0, 1.0, 0
+        best, alone = 0.0, seconds(0)
         while length < min(most, len(draft.tokens)):
             right *= chance
-            expected += right
-            if (faster := expected / seconds(length + 1)) <= rate:
+            tokens += right
+            if (gain := log(tokens) - streams * log(seconds(length + 1) / alone)) <= best:
                 break
-            rate, length = faster, length + 1
+            best, length = gain, length + 1
         return length
