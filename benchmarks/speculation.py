@@ -108,7 +108,7 @@ async def measured(file: Path, prompts: dict[str, list[int]], place: Place, thre
             for number in range(rounds + 1):
                 for task, prompt in prompts.items():
                     answers = list[list[list[int | None]]]()
-                    for kind, drafts in (("off", 0), ("lookup", LONGEST)):
+                    for kind, drafts in (("off", 0), ("lookup", LONGEST))[:: 1 if number % 2 else -1]:
                         scheduler.slots.limits = replace(scheduler.limits, drafts=drafts)
                         before = replace(scheduler.counters)
                         said, speed = await say(cluster.head, prompt, tokens, place.streams)
