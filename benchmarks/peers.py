@@ -96,11 +96,11 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def server(model: Path, threads: int, slots: int, context: int) -> Iterator[int]:
+def server(model: Path, threads: int, slots: int, context: int, *flags: str) -> Iterator[int]:
     """llama-server with so many slots of `context` tokens each, batching continuously; its port. Its cache of prompts in memory is off."""
     port, quiet = free_port(), subprocess.DEVNULL
     command = [llama_cpp() / "llama-server", "-m", model, "-t", str(threads), "-tb", str(threads), "-ngl", "0", "--port", str(port)]
-    command += ["-np", str(slots), "-c", str(slots * context), "--cache-ram", "0", "--no-webui"]
+    command += ["-np", str(slots), "-c", str(slots * context), "--cache-ram", "0", "--no-webui", *flags]
     process = subprocess.Popen(command, stdout=quiet, stderr=quiet)
     try:
         until_healthy(process, port, "/health")

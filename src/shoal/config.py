@@ -40,6 +40,13 @@ class Codec(enum.StrEnum):
     INT4 = "int4"
 
 
+class Speculation(enum.StrEnum):
+    """How coming tokens are guessed, to verify several in one step: docs/scheduling.md."""
+
+    OFF = "off"
+    LOOKUP = "lookup"
+
+
 class CacheScope(enum.StrEnum):
     KEY = "key"
     ALL = "all"
@@ -193,6 +200,11 @@ class EngineSettings(Settings):
     )
     prefix_cache: bool = setting(
         True, "Keep the keys and values of computed prompts for later ones that begin alike. Without it every prompt is computed whole."
+    )
+    speculation: Speculation = setting(
+        Speculation.OFF,
+        "How coming tokens are guessed, so that a step can verify several: lookup, from the prompt and the answer so far; or off. The answers "
+        "are the same.",
     )
     activations: Codec = setting(Codec.RAW, "Encoding of activations between nodes: raw is exact, bf16 halves the bytes.")
 

@@ -6,8 +6,10 @@ import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import jsonschema
@@ -19,6 +21,7 @@ from shoal.models.weights import GgufWeights, Weights
 from shoal.node.grammar_worker import vocabulary
 from shoal.pipeline.driver import Driver
 from shoal.request import Request, RequestId, SamplingParams
+from shoal.testing.foreteller import Foreteller
 from shoal.text import grammar
 from shoal.text.tokenizer import Tokenizer
 from shoal.text.tools import HERMES, ToolFunction
@@ -113,6 +116,23 @@ def test_preemption(case: Case, alone: Said, stages: int, threads: int) -> None:
         return [choices[0][:12] for choices in same]
 
     assert play(case, crowded, stages=stages, blocks=9, threads=threads) == alone
+
+
+@pytest.mark.parametrize(("stages", "threads"), [(1, 2), (3, 1)])
+def test_drafts(case: Case, alone: Said, stages: int, threads: int) -> None:
+    """Rows of one sequence in one step, the wrong ones among them computed anew later."""
+
+    async def drafting(driver: Driver) -> Said:
+        driver.scheduler.slots.limits = replace(driver.scheduler.limits, drafts=4)
+        foreteller, answers = Foreteller(Random(1)), [[token for token, *_ in said] for said in alone]
+        driver.scheduler.speculator.drafter = foreteller.drafter
+        foreteller.answers |= {RequestId(f"r{i}"): [answer] for i, answer in enumerate(answers)}
+        said = await together(driver, case.prompts)
+        counters = driver.scheduler.counters
+        assert 10 < counters.accepted_tokens < counters.drafted_tokens
+        return said
+
+    assert play(case, drafting, stages=stages, threads=threads) == alone
 
 
 def test_forks_draw_what_they_would_have_drawn_alone(case: Case) -> None:

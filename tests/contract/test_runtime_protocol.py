@@ -90,6 +90,16 @@ def test_rows_in_chunks_are_all_at_once_but_for_rounding(make: Make) -> None:
     np.testing.assert_allclose(np.concatenate(cut), out, atol=1e-4, rtol=1e-4)
 
 
+def test_rows_that_are_computed_again_replace_what_was_there(make: Make) -> None:
+    """As after drafts that were wrong."""
+    one, clean = make(), make()
+    rows, wrong = one.rows(40), one.rows(40, seed=1)
+    for made in (one, clean):
+        made.forward(rows[:30], [[4, 1]], [0])
+    one.forward(np.concatenate([rows[30:31], wrong[31:36]]), [[4, 1]], [30])
+    assert np.array_equal(one.forward(rows[30:], [[4, 1]], [30]), clean.forward(rows[30:], [[4, 1]], [30]))
+
+
 def test_sequences_do_not_see_each_other(make: Make) -> None:
     both, alone = make(), make()
     rows = both.rows(6)

@@ -12,7 +12,8 @@ import torch
 from shoal.config import Precision, RuntimeName
 from shoal.executor.runtimes import factory
 from shoal.models.weights import GgufWeights, SafetensorsWeights
-from shoal.scheduler.plan import Chunk, PromptQuery, StepPlan
+from shoal.request import SamplingParams
+from shoal.scheduler.plan import Chunk, Opened, PromptQuery, StepPlan
 from tests.support import tiny
 from tests.support.stages import Stages, stage
 
@@ -58,6 +59,24 @@ def test_it_computes_what_transformers_computes(model: Model, family: str, runti
 def test_so_it_does_split_and_in_chunks(model: Model, runtime: RuntimeName) -> None:
     built, weights = model("qwen3")
     close(Stages(weights, 2, runtime=runtime).logits(tiny.TOKENS, 13), tiny.logits(built, tiny.TOKENS))
+
+
+def test_steps_with_drafts_say_what_single_steps_say(model: Model, runtime: RuntimeName) -> None:
+    _, weights = model("qwen3")
+    said = Stages(weights, runtime=runtime).greedy(tiny.TOKENS[:9], 12)
+    make = factory(runtime, Precision.FP32, bf16=False, threads=1)
+    one = stage(weights, range(len(weights.spec.layers)), blocks=2, make_runtime=make)
+    opened, again = [Opened(0, SamplingParams(temperature=0), [], [])], list[int]()
+    tokens, at, drafts = tiny.TOKENS[:9], 0, list[int]()
+    for step, wrong in enumerate((0, 9, 2, 0, 1, 9, 9)):
+        plan = StepPlan(
+            step, opened, [], [], [], [Chunk(0, at, [*tokens[at:], *drafts], [1, 0] if not step else [], True, None, len(drafts))]
+        )
+        sampled = [found.token for found in one.run(plan, None).sampled]
+        at, opened = len(tokens) + len(sampled) - 1, []
+        tokens, again = tokens + sampled, again + sampled
+        drafts = [token if i != wrong else token + 1 for i, token in enumerate(said[len(again) : len(again) + 3])]
+    assert again[:12] == said
 
 
 @pytest.mark.parametrize(("precision", "most"), [(Precision.Q8, 0.06), (Precision.Q4, 0.5)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,18 +13,23 @@ import pytest
 
 from shoal.executor.base import Program, StageOutput
 from shoal.executor.journal import Journal, JournalLimits
+from shoal.executor.sampler import Sampler
 from shoal.executor.shard import Shard
 from shoal.membership.route_machine import RouteMachine
 from shoal.node.pipeline_part import PipelinePart
 from shoal.node.stage_service import StageService
 from shoal.scheduler.budget import StepBudget
 from shoal.scheduler.cost import Learned
+from shoal.scheduler.plan import Sampled
 from shoal.scheduler.scheduler import Scheduler
 from shoal.testing import toy
 from shoal.testing.clock import Deadlock, SimulatedLoop
+from shoal.testing.fleet_scenario import FleetScenario
+from shoal.testing.foreteller import foreteller_of
 from shoal.testing.rush import Rush
 from shoal.testing.scenario import Broken, Scenario, disks_of, undecided_of, workers_of
 from shoal.testing.simulate import play, play_all
+from shoal.testing.standby_scenario import StandbyScenario
 
 SEEDS = int(os.environ.get("SHOAL_SEEDS", "300"))  # `make simulate` plays more
 
@@ -82,6 +87,18 @@ def changed_parts(events: list[str]) -> set[str]:
     layouts = [event.partition(": ")[2].split(", ") for event in events if "[info] epoch" in event]
     with_experts = {part.split()[0] for parts in layouts for part in parts if part.endswith("experts")}
     return with_experts & {part.split()[0] for parts in layouts for part in parts if not part.endswith("experts")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Scenario, FleetScenario, StandbyScenario])
+def test_drafts_save_steps_and_change_no_token(kind: type[Scenario]):
+    drafting = [kind(seed) for seed in range(60) if foreteller_of(seed) is not None]
+    for scenario in drafting:
+        scenario.run()  # raises Broken as above
+    counts = [scenario.foreteller.counts for scenario in drafting if scenario.foreteller is not None]
+    assert sum(accepted for _, accepted in counts) > 100
+    assert sum(drafted - accepted for drafted, accepted in counts) > 100
+    assert any(interruption.tokens for scenario in drafting for interruption in scenario.counts.interruptions)
 
 
 @pytest.mark.slow
@@ -193,6 +210,14 @@ def _hoard(init: Callable[..., Any]) -> Callable[..., Any]:
     return wrong
 
 
+def _believe(run: Callable[..., Any]) -> Callable[..., Any]:
+    def wrong(self: Sampler, sequence: int, position: int, drafts: Sequence[int], logits: np.ndarray) -> list[Sampled]:
+        sampled = run(self, sequence, position, drafts, logits)
+        return [Sampled(sequence, draft) for draft in drafts] + sampled[-1:] if drafts and sampled else sampled
+
+    return wrong
+
+
 def _keep_both(relieve: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, path: []
 
@@ -211,6 +236,7 @@ def _want_all(wanted: Callable[..., Any]) -> Callable[..., Any]:
         (Shard, "enter", _keep_everything, 10),
         (StageService, "close", _go_on, 18),
         (Journal, "__init__", _hoard, 1),
+        (Sampler, "run", _believe, 1),
         (RouteMachine, "_relieve", _keep_both, 50),
         (PipelinePart, "_wanted_experts", _want_all, 60),
     ],
@@ -221,6 +247,7 @@ def _want_all(wanted: Callable[..., Any]) -> Callable[..., Any]:
         "nothing is refilled",
         "a stage goes on when its node is another",
         "a journal takes more than it may",
+        "drafts are believed",
         "a node with experts keeps its layers",
         "a node with layers keeps its experts",
     ],

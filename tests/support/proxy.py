@@ -1,4 +1,4 @@
-"""A TCP proxy that can cut what goes through it."""
+"""A TCP proxy that can cut what goes through it, or make it take its time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ T = TypeVar("T")
 class _Link:
     """Bytes between whoever connected and the target, both ways."""
 
-    def __init__(self, target: tuple[str, int], source: str) -> None:
-        self._target, self._source = target, source
+    def __init__(self, target: tuple[str, int], source: str, delay: float) -> None:
+        self._target, self._source, self._delay = target, source, delay
         self._writers: list[asyncio.StreamWriter] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -30,9 +30,17 @@ class _Link:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
+            if self._delay:
+                asyncio.get_running_loop().call_later(self._delay, self._write, writer, data)
+                continue
             writer.write(data)
             await writer.drain()
+        await asyncio.sleep(self._delay)  # for what is on its way
         raise ConnectionError("one side has ended")
+
+    def _write(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        if not writer.is_closing():
+            writer.write(data)
 
     def cut(self) -> None:
         """Resets both sides."""
@@ -46,12 +54,13 @@ class _Link:
 class Proxy:
     """Listens at an address and carries what comes on to another one, by way of that first address."""
 
-    def __init__(self, host: str, port: int, target: tuple[str, int]) -> None:
+    def __init__(self, host: str, port: int, target: tuple[str, int], delay: float = 0.0) -> None:
+        """delay: seconds that bytes take, each way."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._links: dict[_Link, None] = {}
-        self._target, self._host = target, host
+        self._target, self._host, self._delay = target, host, delay
         self._server = self._do(asyncio.start_server(self._accept, host, port))
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
@@ -62,7 +71,7 @@ class Proxy:
         return int(self._server.sockets[0].getsockname()[1])
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link = _Link(self._target, self._host)
+        link = _Link(self._target, self._host, self._delay)
         self._links[link] = None
         try:
             await link.serve(reader, writer)

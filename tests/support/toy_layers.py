@@ -16,7 +16,7 @@ from shoal.request import RequestId
 from shoal.scheduler.limits import Limits
 from shoal.scheduler.plan import Chunk, PromptOutputs, Sampled, StepPlan, StepResult
 from shoal.wire import messages
-from tests.support.toy_stage import Toy, cell, draw, examined
+from tests.support.toy_stage import Toy, cell, drawn, examined
 
 Slot = tuple[int, int]
 Cells = list[list[int | None]]
@@ -43,7 +43,7 @@ class LayerStage:
         if plan.spans:
             return [], StepResult(plan.step, [], [], [chunk.sequence for chunk in plan.chunks if not self._refill(plan, chunk)])
         out: list[int] = []
-        drawn: list[Sampled] = []
+        sampled: list[Sampled] = []
         told: list[PromptOutputs] = []
         for chunk in plan.chunks:
             rows = chunk.tokens if self.layers.start == 0 else given[len(out) : len(out) + len(chunk.tokens)]
@@ -51,8 +51,8 @@ class LayerStage:
             out += values
             told += examined(chunk, values)
             if chunk.sample and self._last:
-                drawn.append(Sampled(chunk.sequence, draw(out[-1], self._seeds[chunk.sequence])))
-        return out, StepResult(plan.step, drawn, [], examined=told)
+                sampled += drawn(chunk, values, self._seeds[chunk.sequence])
+        return out, StepResult(plan.step, sampled, [], examined=told)
 
     def _note(self, plan: StepPlan) -> None:
         for layer in self.layers:

@@ -13,9 +13,11 @@ from collections import deque
 from collections.abc import Sequence
 
 from shoal.request import Alternative, FinishReason, Priority, Request, RequestId, SamplingParams, Score, TokenChunk
+from shoal.scheduler.drafting.draft import Draft
 from shoal.scheduler.limits import ALONE, Batching, Limits
 from shoal.scheduler.plan import Chunk, PromptOutputs, Sampled, StepPlan, StepResult
 from shoal.scheduler.scheduler import Scheduler
+from shoal.scheduler.sequence import Sequence as ScheduledSequence
 from shoal.wire import messages
 
 VOCABULARY = 23
@@ -28,6 +30,16 @@ def cell(before: Sequence[int], token: int) -> int:
 
 def draw(last: int, seed: int) -> int:
     return zlib.crc32(f"{last} {seed}".encode()) % VOCABULARY
+
+
+def drawn(chunk: Chunk, values: Sequence[int], seed: int) -> list[Sampled]:
+    """values: the last cells of the chunk's tokens."""
+    first, out = len(values) - 1 - chunk.drafts, list[Sampled]()
+    for value, draft in zip(values[first:], [*chunk.tokens[first + 1 :], None], strict=True):
+        out.append(Sampled(chunk.sequence, draw(value, seed)))
+        if out[-1].token != draft:
+            break
+    return out
 
 
 def score(before: int, token: int, count: int) -> Score:
@@ -93,6 +105,30 @@ def expected(request: Request, choice: int, layers: int = 1) -> tuple[list[int],
         last = compute(token)
 
 
+class Foreseen:
+    """Drafts of what a choice will say, and after it; every now and then a token is wrong."""
+
+    def __init__(self, sequence: ScheduledSequence, layers: int) -> None:
+        request = sequence.request
+        self._answer, self._begin = [*expected(request, sequence.choice, layers)[0], *request.stop_tokens, 1, 1, 1], sequence.prompt_length
+
+    def propose(self, tokens: Sequence[int], most: int) -> Draft:
+        at = len(tokens) - self._begin
+        coming = self._answer[at : at + most]
+        return Draft([draw(token, 5) if draw(at + i, 6) < 5 else token for i, token in enumerate(coming)], 2 + at % 20)
+
+
+def put_off(result: StepResult, late: int) -> StepResult:
+    """Without the samples whose bit is set, and what followed them in their chunks."""
+    gone, kept = set[int](), list[Sampled]()
+    for i, sampled in enumerate(result.sampled):
+        if late >> i & 1:
+            gone.add(sampled.sequence)
+        if sampled.sequence not in gone:
+            kept.append(sampled)
+    return StepResult(result.step, kept, [], examined=result.examined)
+
+
 class ToyStage:
     """Carries plans out in their order, as StageExecutor does."""
 
@@ -118,14 +154,14 @@ class ToyStage:
             assert opened.sequence not in self._seeds, "a sequence was opened twice"
             self._seeds[opened.sequence] = opened.sampling.seed
         assert len({chunk.sequence for chunk in plan.chunks}) == len(plan.chunks), "a sequence is in a step twice"
-        drawn: list[Sampled] = []
+        sampled: list[Sampled] = []
         told: list[PromptOutputs] = []
         for chunk in plan.chunks:
             values = self._forward(chunk)
             told += examined(chunk, values)
             if chunk.sample:
-                drawn.append(Sampled(chunk.sequence, draw(values[-1], self._seeds[chunk.sequence])))
-        return StepResult(plan.step, drawn, [], examined=told)
+                sampled += drawn(chunk, values, self._seeds[chunk.sequence])
+        return StepResult(plan.step, sampled, [], examined=told)
 
     def _forward(self, chunk: Chunk) -> list[int]:
         """The cells of its tokens."""
@@ -141,9 +177,12 @@ class ToyStage:
 class Toy:
     """A scheduler before a toy stage. Plans wait until `run`, results until `take`; every event is followed by a check."""
 
+    layers = 1
+
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.scheduler = Scheduler(limits)
+        self.scheduler.speculator.drafter = lambda sequence: Foreseen(sequence, self.layers)
         self.stage = ToyStage(limits.blocks, limits.block_tokens)
         self.plans: deque[StepPlan] = deque()
         self.results: deque[StepResult] = deque()
@@ -272,8 +311,9 @@ def limits(
     ageing: int = 256,
     wait: float = 0.0,
     batching: Batching = ALONE,
+    drafts: int = 0,
 ) -> Limits:
-    return Limits(blocks, block_tokens, context, slots, step_tokens, queue, depth, ageing, wait, batching=batching)
+    return Limits(blocks, block_tokens, context, slots, step_tokens, queue, depth, ageing, wait, batching=batching, drafts=drafts)
 
 
 def assert_right(toy: Toy, *requests: Request) -> None:

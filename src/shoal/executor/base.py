@@ -34,7 +34,7 @@ class StageBatch:
     tokens: Ints
     """[rows]"""
     picked: Ints
-    """Rows after which a token is sampled."""
+    """Rows after which a token is sampled; of drafts, only if those before them were right."""
     sequences: tuple[int, ...]
     """Ids of the sequences of `picked`."""
     slots: Ints = field(default_factory=lambda: np.zeros(0, np.int32))

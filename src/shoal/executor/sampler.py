@@ -3,6 +3,7 @@ continues identically."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
@@ -143,9 +144,13 @@ class Sampler:
 
     def settle(self) -> None:
         """Call it after the samples of a step: from now on, what their grammars allow next is worked out."""
+        self._advance()
+        self._until = None
+
+    def _advance(self) -> None:
         if self._grammars is not None:
             self._grammars.advance(self._held)
-        self._held, self._until = [], None
+        self._held = []
 
     def _patience(self) -> float | None:
         """Seconds that a sample may wait for its mask: what the earlier samples of the step have left."""
@@ -155,6 +160,23 @@ class Sampler:
         if self._until is None:
             self._until = now + self._grammars.patience
         return max(self._until - now, 0.0)
+
+    def run(self, sequence: int, position: int, drafts: Sequence[int], logits: Floats) -> list[Sampled]:
+        """Samples the token that follows `position`, and for as long as each is the draft for its place, the one after it: what single steps
+        would sample. Less if a mask is not known yet, or where the next token cannot be sampled: the next step says why.
+
+        logits: [1 + drafts, vocabulary]
+        """
+        out: list[Sampled] = []
+        for i, row in enumerate(logits):
+            sampled = self.sample(sequence, position + i, row)
+            if sampled is None or (out and sampled.fault):
+                break
+            out.append(sampled)
+            if i == len(drafts) or sampled.token != drafts[i]:
+                break
+            self._advance()
+        return out
 
     def sample(self, sequence: int, position: int, logits: Floats) -> Sampled | None:
         """Samples the token that follows `position`, or says why there is none. None if what its grammar allows is not known

@@ -51,8 +51,10 @@ class Sequences:
                 slots.append(table[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS)
             starts[i + 1], positions[i] = len(tokens), chunk.position
             tables.append(table)
+            if chunk.drafts and not (chunk.sample and 0 < chunk.drafts < len(chunk.tokens)):
+                raise RemoteProtocolError(f"step {plan.step} has drafts of sequence {chunk.sequence} that follow nothing")
             if chunk.sample:
-                picked.append(len(tokens) - 1)
+                picked.extend(range(len(tokens) - 1 - chunk.drafts, len(tokens)))
         width = max(len(table) for table in tables)
         padded = np.zeros((len(tables), width), np.int32)
         for i, table in enumerate(tables):
@@ -63,6 +65,6 @@ class Sequences:
             padded,
             np.array(tokens, np.int32),
             np.array(picked, np.int32),
-            tuple(chunk.sequence for chunk in chunks if chunk.sample),
+            tuple(chunk.sequence for chunk in chunks if chunk.sample for _ in range(1 + chunk.drafts)),
             np.array(slots, np.int32),
         )

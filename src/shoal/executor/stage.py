@@ -7,7 +7,7 @@ Beyond the span nothing is computed or sent.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import groupby, pairwise
 from time import perf_counter
 
 import numpy as np
@@ -168,10 +168,13 @@ class StageExecutor:
             self._journals.pop(boundary).close()
 
     def _sample(self, batch: StageBatch, logits: Floats) -> list[Sampled]:
-        positions = self._positions(batch)[batch.picked].tolist()
-        results = [self._sampler.sample(s, p, row) for s, p, row in zip(batch.sequences, positions, logits, strict=True)]
+        positions, tokens = self._positions(batch)[batch.picked].tolist(), batch.tokens[batch.picked].tolist()
+        out: list[Sampled] = []
+        for sequence, rows in groupby(range(len(batch.picked)), batch.sequences.__getitem__):
+            first, *drafts = rows
+            out += self._sampler.run(sequence, positions[first], [tokens[row] for row in drafts], logits[first : first + 1 + len(drafts)])
         self._sampler.settle()
-        return [sampled for sampled in results if sampled is not None]
+        return out
 
     def _positions(self, batch: StageBatch) -> Ints:
         """The position of every row."""

@@ -65,4 +65,6 @@ def _requests(metrics: PipelineMetrics, runner: PipelineRunner) -> None:
     metrics.evicted.set(scheduler.pool.evicted)
     metrics.preemptions.set(scheduler.counters.preemptions)
     metrics.cached_tokens.set(scheduler.counters.cached_tokens)
+    metrics.drafted_tokens.set(scheduler.counters.drafted_tokens)
+    metrics.accepted_tokens.set(scheduler.counters.accepted_tokens)
     metrics.degraded_tokens.set(scheduler.counters.degraded_tokens)

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from shoal import __version__
-from shoal.config import HeadSettings
+from shoal.config import HeadSettings, Speculation
 from shoal.control import messages as control
 from shoal.discovery.topology import RequestLoad
 from shoal.errors import NotReady, ProtocolError, ShoalError, StageLost
@@ -41,6 +41,7 @@ from shoal.placement.partition import Placement
 from shoal.placement.profile import LinkSpeeds
 from shoal.placement.roles import RoleMoves
 from shoal.request import Request, RequestId, TokenChunk
+from shoal.scheduler.drafting.drafting import LONGEST
 from shoal.scheduler.limits import Limits
 from shoal.telemetry.recorder import Recorder, RouteRecorder
 from shoal.transport.base import FrameStream
@@ -337,6 +338,7 @@ class PipelineRunner:
             wait=engine.prompt_wait,
             prefixes=engine.prefix_cache,
             batching=self.model.batching,
+            drafts=LONGEST if engine.speculation is Speculation.LOOKUP else 0,
         )
         driver = self.requests.fitted(limits)
         driver.scheduler.cost = step_guess(self.model.cost, placement, LinkSpeeds(self._head.roster.reached))

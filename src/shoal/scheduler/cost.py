@@ -50,7 +50,7 @@ class StepLoad:
 
     @classmethod
     def of_chunk(cls, chunk: Chunk) -> StepLoad:
-        logits = chunk.sample + (len(chunk.asked.followers) if chunk.asked is not None else 0)
+        logits = chunk.sample + chunk.drafts + (len(chunk.asked.followers) if chunk.asked is not None else 0)
         return cls.of(chunk.position, len(chunk.tokens), logits)
 
 
@@ -132,13 +132,14 @@ class StepCost:
         self._latest: deque[StepLoad] = deque(maxlen=_LATEST)
         self._alike = 0  # steps with chunks since the last odd one
 
-    def wait(self, load: StepLoad) -> float:
+    def wait(self, load: StepLoad, flights: int = 0) -> float:
         """Seconds from one token of a stream to its next if all steps are like this one.
 
-        S stages have S + 1 steps in flight, and the slowest stage finishes them one at a time; a step cannot be faster than its own path.
+        Of the steps in flight, the slowest stage finishes one at a time; a step cannot be faster than its own path.
+        flights: steps in flight; 0: one more than there are stages.
         """
         seconds = [stage.seconds(load) for stage in self._stages]
-        return max((len(seconds) + 1) * max(seconds), sum(seconds) + self._ways.seconds(StepLoad(load.rows)))
+        return max((flights or len(seconds) + 1) * max(seconds), sum(seconds) + self._ways.seconds(StepLoad(load.rows)))
 
     @property
     def context_share(self) -> float:

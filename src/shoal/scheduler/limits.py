@@ -35,6 +35,8 @@ class Limits:
     prefixes: bool = True
     """Whether computed blocks can be found by their tokens."""
     batching: Batching = ALONE
+    drafts: int = 0
+    """Most tokens of a sequence that are guessed and verified in a step; 0: none are."""
 
     @property
     def longest(self) -> int:
@@ -54,5 +56,9 @@ class Counters:
     generated_tokens: int = 0
     degraded_tokens: int = 0
     """Computed without an expert, of prompts and of answers."""
+    drafted_tokens: int = 0
+    """Guesses at what would be sampled that steps verified."""
+    accepted_tokens: int = 0
+    """Of these, those that were right."""
     preemptions: int = 0
     steps: int = 0

@@ -42,8 +42,10 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
     blocks: list[int]
     """KV blocks added to the sequence's table with this step."""
     sample: bool
-    """Whether to sample a token after the last of these."""
+    """Whether to sample a token after the last of these that is no draft."""
     asked: PromptQuery | None = None
+    drafts: int = 0
+    """How many of the tokens, at the end, are guesses at what will be sampled. After each that was right, another token is sampled."""
 
 
 class StepPlan(msgspec.Struct, frozen=True, array_like=True):
@@ -103,7 +105,8 @@ class StageTrace(msgspec.Struct, frozen=True, array_like=True):
 class StepResult(msgspec.Struct, frozen=True, array_like=True):
     step: int
     sampled: list[Sampled]
-    """A sample that is not here was delayed: the head asks for it again."""
+    """In order; of a chunk with drafts, one more than drafts were right, or fewer. A sample that is not here was delayed: the head asks for it
+    again."""
     traces: list[StageTrace]
     missing: list[int] = []
     """Sequences that could not be refilled because a journal does not hold all of their tokens."""

@@ -16,7 +16,7 @@ step, a lower class only counts as having waited some steps less.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -28,6 +28,7 @@ from shoal.scheduler.blocks import BlockPool
 from shoal.scheduler.budget import StepBudget
 from shoal.scheduler.candidates import candidates, share, too_few
 from shoal.scheduler.cost import StepCost, StepLoad
+from shoal.scheduler.drafting.speculator import Speculator
 from shoal.scheduler.limits import Counters, Limits
 from shoal.scheduler.plan import Chunk, Opened, PromptQuery, Sampled, StepPlan, StepResult
 from shoal.scheduler.prompt_outputs import answered, outputs, query
@@ -41,8 +42,10 @@ class _Sent:
     sequence: Sequence
     life: int
     upto: int
+    """Tokens that are computed with it, without the drafts."""
     samples: bool
     asked: PromptQuery | None
+    drafts: list[int] = field(default_factory=list[int])
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class _Step:
 class Scheduler:
     def __init__(self, limits: Limits) -> None:
         self.slots = Slots(limits)
+        self.speculator = Speculator(self.slots)
         self._admission = Admission(self.slots)
         self.cost: StepCost | None = None
         """What steps cost on the current route; if None, only a step's rows are limited."""
@@ -246,6 +250,7 @@ class Scheduler:
         if len(self._flight) >= limits.depth and not self.apart and not self._closed and too_few(running, streams):
             return None
         self.slots.provide_short()
+        speculates = self.speculator.wanted()
         chunks: list[Chunk] = []
         opened: list[Opened] = []
         sent: list[_Sent] = []
@@ -276,6 +281,8 @@ class Scheduler:
                 break
         if not chunks and not self._closed:
             return None
+        if speculates and chunks:
+            self._draft(chunks, sent, budget)
         copies = [(int(source), int(target)) for source, target in self.slots.copies]
         plan = StepPlan(self._number(), opened, self._closed, self.slots.dropped, copies, chunks)
         self._closed, self.slots.dropped, self.slots.copies = [], [], []
@@ -283,6 +290,16 @@ class Scheduler:
         self.counters.steps += 1
         self.slots.waiting.age({s.priority for s in self.slots.running})
         return plan
+
+    def _draft(self, chunks: list[Chunk], sent: list[_Sent], budget: StepBudget) -> None:
+        """Adds drafts to a step of samples."""
+        step = self.speculator.step(len(chunks), self.cost)
+        for i, (chunk, one) in enumerate(zip(chunks, sent, strict=True)):
+            if drafts := self.speculator.drafts(one.sequence, step, budget.load, budget.rows):
+                budget.take(StepLoad.of(chunk.position + 1, len(drafts), len(drafts)), False)
+                blocks, tokens = [*chunk.blocks, *self._untold(one.sequence)], [*chunk.tokens, *drafts]
+                chunks[i] = msgspec.structs.replace(chunk, tokens=tokens, blocks=blocks, drafts=len(drafts))
+                sent[i] = replace(one, drafts=drafts)
 
     def apply(self, result: StepResult, flight: float = 0.0) -> list[TokenChunk]:
         """Applies a step's result and returns what the clients get. Results come in the order of the steps.
@@ -294,12 +311,21 @@ class Scheduler:
         for sent in self._flight[result.step].sent:
             if sent.asked is not None and not answered(examined.get(sent.sequence.id), sent.asked):
                 raise RemoteProtocolError(f"the result of step {result.step} lacks the answers about a prompt")
-        came = {sampled.sequence for sampled in result.sampled}
-        self.degraded(result)
+        came: dict[int, list[int]] = {}
+        for sampled in result.sampled:
+            came.setdefault(sampled.sequence, []).append(sampled.token)
+        drafted = {sent.sequence.id: sent for sent in self._flight[result.step].sent if sent.drafts}
+        for id, tokens in came.items():
+            drafts = drafted[SequenceId(id)].drafts if id in drafted else []
+            if tokens[:-1] != drafts[: len(tokens) - 1]:
+                raise RemoteProtocolError(f"the result of step {result.step} goes on after a draft that was wrong")
         out: list[TokenChunk] = []
         step = self._flight.pop(result.step)
+        for id, rows in result.degraded.items():
+            self._degrade(id, min(rows, max(len(came.get(id, ())), 1)) if id in drafted else rows)
         if self.cost is not None:
-            self.cost.learn(step.load, result.traces, flight, step.load.rows > sum(sent.samples for sent in step.sent))
+            samples = sum(sent.samples + len(sent.drafts) for sent in step.sent)
+            self.cost.learn(step.load, result.traces, flight, step.load.rows > samples)
         for sent in step.sent:
             if sent.samples and not sent.sequence.done and sent.sequence.id not in came:
                 self._put_off(sent)
@@ -312,14 +338,33 @@ class Scheduler:
                 if sent.asked is not None and not (found := examined[sent.sequence.id]).fault:
                     out += outputs(sent.sequence, sent.upto, found)
                 out += self._complete(sent.sequence)
-        return out + [chunk for sampled in result.sampled if (chunk := self._sampled(sampled)) is not None]
+        said = set[int]()
+        for sampled in result.sampled:
+            if sampled.sequence in said:
+                self._accept(drafted[SequenceId(sampled.sequence)])
+            said.add(sampled.sequence)
+            if (chunk := self._sampled(sampled)) is not None:
+                out.append(chunk)
+        self.counters.drafted_tokens += sum(len(sent.drafts) for sent in drafted.values())
+        return out
+
+    def _accept(self, sent: _Sent) -> None:
+        """One more of a step's drafts was what was sampled: its row has computed that token."""
+        self.counters.accepted_tokens += 1
+        if not sent.sequence.done and sent.life == sent.sequence.life:
+            sent.sequence.computed += 1
+            sent.sequence.scheduled += 1
+            self.slots.name_blocks(sent.sequence)
 
     def degraded(self, result: StepResult) -> None:
         """Counts rows that were computed without an expert. A result of `refill` is only told here."""
         for id, rows in result.degraded.items():
-            self.counters.degraded_tokens += rows
-            if (sequence := self._sequences.get(SequenceId(id))) is not None:
-                sequence.degraded += rows
+            self._degrade(id, rows)
+
+    def _degrade(self, id: int, rows: int) -> None:
+        self.counters.degraded_tokens += rows
+        if (sequence := self._sequences.get(SequenceId(id))) is not None:
+            sequence.degraded += rows
 
     def _put_off(self, sent: _Sent) -> None:
         """The last stage could not sample yet. After a preemption everything is computed and sampled anew in any case."""
@@ -339,9 +384,13 @@ class Scheduler:
         sample = sequence.pending == 0 and sequence.samples
         sequence.awaiting = sample
         sequence.last_step = self._next_step
-        blocks = [int(b) for b in sequence.table[sequence.told :]]
+        return Chunk(sequence.id, at, sequence.tokens[at : at + count], self._untold(sequence), sample, query(sequence, at))
+
+    def _untold(self, sequence: Sequence) -> list[int]:
+        """The blocks of its table that the stages are told now."""
+        blocks = [int(block) for block in sequence.table[sequence.told :]]
         sequence.told = len(sequence.table)
-        return Chunk(sequence.id, at, sequence.tokens[at : at + count], blocks, sample, query(sequence, at))
+        return blocks
 
     # Results
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from shoal.request import BlockId, Priority, Request, SequenceId
 from shoal.scheduler.blocks import Digest
+from shoal.scheduler.drafting.drafting import Drafting
 from shoal.scheduler.pooling import Mean
 
 
@@ -59,6 +60,8 @@ class Sequence:
     entered: tuple[int, int] = (0, 0)
     """When it got its slot: the number of the next step, and how many tokens it had."""
     cached: int = 0
+    drafting: Drafting | None = None
+    """How its next tokens are guessed; None: they were not yet."""
     degraded: int = 0
     """Its tokens that were computed without an expert."""
     done: bool = False

@@ -45,10 +45,9 @@ class Slots:
         """Gives the sequence blocks for its next `count` tokens, preempting the youngest of the lowest class for them, but none of those
         taken. Returns how many tokens can run. If none can, the sequence has given way, or has the next step's blocks to come before those
         that were taken: see `short`."""
-        size = self.limits.block_tokens
         while True:
             # After a delayed sample the last token runs again, which needs no new place.
-            room = len(sequence.table) * size - sequence.scheduled + sequence.unsampled
+            room = self._room(sequence) + sequence.unsampled
             if room >= count:
                 return count
             if self.pool.available:
@@ -65,6 +64,19 @@ class Slots:
                     self.preempt(sequence, min(self.running, key=lambda s: s.rank))
                 return 0
             self.preempt(victim, sequence)
+
+    def spare(self, sequence: Sequence, count: int) -> int:
+        """How many more tokens than are scheduled have a place, up to `count`. It gets blocks for them, but none that another one may need
+        for its next token."""
+        room = self._room(sequence)
+        while room < count and self.pool.available > len(self.running):
+            sequence.table.append(self.pool.allocate())
+            room = self._room(sequence)
+        return min(room, count)
+
+    def _room(self, sequence: Sequence) -> int:
+        """Tokens that have a place after those that are scheduled."""
+        return len(sequence.table) * self.limits.block_tokens - sequence.scheduled
 
     def provide_short(self) -> None:
         """Gives each that was short of a block the place for a token."""

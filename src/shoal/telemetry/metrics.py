@@ -139,6 +139,8 @@ class PipelineMetrics(_Group):
         self.preemptions = values("preemptions_total", "Sequences preempted for want of KV blocks.")
         self.cached_tokens = values("prefix_cache_tokens_total", "Prompt tokens found in the prefix cache.")
         self.evicted = values("prefix_cache_evicted_blocks_total", "KV blocks of kept prompts that were given up for new ones.")
+        self.drafted_tokens = values("drafted_tokens_total", "Guesses at coming tokens that steps verified.")
+        self.accepted_tokens = values("accepted_tokens_total", "Of these, guesses that were right.")
         self.degraded_tokens = values("degraded_tokens_total", "Tokens computed without an expert that nobody had.")
         self.ready = values("ready", "1 while the model is served.")
         self.epoch = values("epoch", "The route's epoch: grows with every route that is tried.")

@@ -70,7 +70,10 @@ class LoadedToy:
         priority, batching = scenario.terms[self.name]
         cost = toy.cost(scenario.layers_of(self.name))
         served = Served(self.name, self.name, cost, engine.context, engine, priority=priority, batching=batching)
-        self.copies.add(number, self._coordinator.open(PipelineId(self.name, number), served, self.observer()))
+        runner = self._coordinator.open(PipelineId(self.name, number), served, self.observer())
+        if scenario.foreteller is not None:
+            scenario.foreteller.attach(runner)
+        self.copies.add(number, runner)
 
     def observer(self) -> CopyCounts:
         return CopyCounts(self._scenario, self)
@@ -124,7 +127,7 @@ class FleetScenario(Scenario):
     def _settings(self) -> HeadSettings:
         chance = self.chance
         slots, tokens, rows = chance.choice((2, 4)), chance.choice((192, 320)), chance.choice((32, 64))
-        engine = EngineSettings(slots=slots, kv_tokens=tokens, context=_CONTEXT, step_tokens=rows)
+        engine = EngineSettings(slots=slots, kv_tokens=tokens, context=_CONTEXT, step_tokens=rows, speculation=self.speculation)
         return HeadSettings(
             engine=engine,
             host="head",
@@ -298,6 +301,8 @@ class FleetScenario(Scenario):
     async def _read(self, stream: TokenStream, request: Request, name: str, leaves: int, chunks: list[TokenChunk]) -> None:
         """chunks: is given what came. Raises what ends the stream."""
         wanted, (scores, embedding) = toy.expected(request, self.sizes[name]), toy.examined(request, self.sizes[name])
+        if self.foreteller is not None:
+            self.foreteller.answers[request.id] = wanted
         told: list[Score] = []
         said: list[list[int]] = [[] for _ in range(request.n)]
         async for chunk in stream:

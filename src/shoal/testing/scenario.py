@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from shoal.config import EngineSettings, HeadSettings, NodeRole, NodeSettings
+from shoal.config import EngineSettings, HeadSettings, NodeRole, NodeSettings, Speculation
 from shoal.control import messages as control
 from shoal.errors import CapacityError, ClusterError
 from shoal.executor.journal import JournalLimits
@@ -28,6 +28,7 @@ from shoal.pipeline_id import PipelineId
 from shoal.request import Request, RequestId, SamplingParams, Score, TokenChunk
 from shoal.testing import toy
 from shoal.testing.clock import Deadlock, SimulatedLoop
+from shoal.testing.foreteller import foreteller_of
 from shoal.testing.network import Host, Network, SimWorld
 from shoal.testing.whims import Whims
 
@@ -116,6 +117,7 @@ class Scenario:
         self.tokens = self.faults = 0
         self.layers = self.rng.randint(3, 7)
         self.seconds = toy.Seconds()
+        self.foreteller = foreteller_of(seed)
         self.disks, self.workers, self.undecided = disks_of(seed), workers_of(seed), undecided_of(seed)
         # To the plan, slow nodes have reason to ask others, and to hold experts that others hold, too.
         slow = self.workers is not None and Random(f"slow {seed}").random() < 0.5
@@ -127,6 +129,10 @@ class Scenario:
         self._loop = SimulatedLoop()
         self._nodes: list[SimNode] = []
         self._unexpected: list[str] = []
+
+    @property
+    def speculation(self) -> Speculation:
+        return Speculation.OFF if self.foreteller is None else Speculation.LOOKUP
 
     def say(self, what: str) -> None:
         self.events.append(f"{self._loop.time():9.3f}  {what}")
@@ -160,7 +166,11 @@ class Scenario:
         rng = self.rng
         settings = HeadSettings(
             engine=EngineSettings(
-                slots=rng.choice((2, 4)), kv_tokens=rng.choice((192, 320)), context=160, step_tokens=rng.choice((32, 64))
+                slots=rng.choice((2, 4)),
+                kv_tokens=rng.choice((192, 320)),
+                context=160,
+                step_tokens=rng.choice((32, 64)),
+                speculation=self.speculation,
             ),
             host="head",
             heartbeat=0.5,
@@ -174,6 +184,8 @@ class Scenario:
         self.coordinator = coordinator = Coordinator(settings, head, self.counts)
         cost = toy.cost(self.layers, self.layer_bytes, self.workers is not None)
         runner = coordinator.open(PipelineId("toy"), Served("toy", "toy", cost, 160, settings.engine), self.counts)
+        if self.foreteller is not None:
+            self.foreteller.attach(runner)
         if self.undecided is not None:
             whims = Whims(runner.planning.moves, self.undecided)
             runner.planning = dataclasses.replace(runner.planning, planner=whims)
@@ -280,6 +292,8 @@ class Scenario:
         request, leaves = self._request(index), self.rng.randint(1, 10) if self.rng.random() < 0.15 else 0
         faulty = bool(request.sampling.logit_bias)
         wanted = [list[int]() for _ in range(request.n)] if faulty else toy.expected(request, self.layers)
+        if self.foreteller is not None and not faulty:
+            self.foreteller.answers[request.id] = wanted
         scores, embedding = toy.examined(request, self.layers)
         told: list[Score] = []
         await asyncio.sleep(self.rng.uniform(1.0, 0.8 * TROUBLE))

@@ -18,6 +18,7 @@ from shoal.scheduler.limits import Limits
 from shoal.scheduler.plan import StepPlan, StepResult
 from shoal.scheduler.scheduler import Scheduler
 from shoal.testing import toy
+from shoal.testing.foreteller import Foreteller
 
 LETTERS = json.dumps({"grammars": [{"lark_grammar": "start: /(ab|[g-m]{3}k)+x/"}]})
 
@@ -25,8 +26,10 @@ LETTERS = json.dumps({"grammars": [{"lark_grammar": "start: /(ab|[g-m]{3}k)+x/"}
 class Line:
     """A scheduler before toy stages of one layer each, with real shards. The last stage may be lost."""
 
-    def __init__(self, stages: int, blocks: int = 16) -> None:
-        self.scheduler = Scheduler(Limits(blocks, BLOCK_TOKENS, 4096, 8, 64, 99, stages))
+    def __init__(self, stages: int, blocks: int = 16, drafts: int = 0) -> None:
+        self.scheduler = Scheduler(Limits(blocks, BLOCK_TOKENS, 4096, 8, 64, 99, stages, drafts=drafts))
+        foreteller = Foreteller(Random(0))
+        self.scheduler.speculator.drafter, self.answers = foreteller.drafter, foreteller.answers
         self.blocks, self._all = blocks, stages
         self._grammars = toy.grammars()
         self._shards = [self._fresh() for _ in range(stages)]
@@ -116,13 +119,23 @@ def test_preemption_leaves_grammars_where_they_are():
     assert said == {request.id: toy.expected(request, 2)[0] for request in asked}
 
 
+def test_drafts_under_grammars_are_verified_as_all_others():
+    asked = requests(4)
+    for stages in (1, 2):
+        line = Line(stages, drafts=6)
+        line.answers |= {request.id: toy.expected(request, stages) for request in asked}
+        assert whole(line, asked)[0] == {request.id: line.answers[request.id][0] for request in asked}
+        assert line.scheduler.counters.accepted_tokens > 10
+
+
 @settings(max_examples=25)
 @given(st.integers(0, 2**32))
 def test_whatever_is_lost_or_late_the_answer_is_the_same(seed: int):
     rng, asked = Random(seed), requests(4, tokens=24)
-    line = Line(2, blocks=rng.choice((5, 16)))
+    line = Line(2, rng.choice((5, 16)), rng.choice((0, 5)))
     for request in asked:
         line.scheduler.add(request)
+        line.answers[request.id] = toy.expected(request, 2)
     for _ in range(200):
         if rng.random() < 0.1:
             line.lose_the_last()

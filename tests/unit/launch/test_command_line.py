@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shoal.cli.app import app
 from shoal.cli.options import with_one_text
-from shoal.config import ApiSettings, Codec, HeadSettings, KvType, NodeRole, NodeSettings, RuntimeName
+from shoal.config import ApiSettings, Codec, HeadSettings, KvType, NodeRole, NodeSettings, RuntimeName, Speculation
 from shoal.launch.command_line import flags_of
 from shoal.settings import composed, from_environment
 
@@ -24,6 +24,7 @@ HEADS = st.fixed_dictionaries(
         "activations": st.sampled_from(Codec),
         "context": st.integers(16, 10**6),
         "prefix_cache": st.booleans(),
+        "speculation": st.sampled_from(Speculation),
         "open_api": st.booleans(),
         "grace": st.floats(0, 3600),
         "heartbeat": st.floats(0.05, 60),

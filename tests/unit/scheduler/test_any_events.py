@@ -28,6 +28,7 @@ class Scenario:
     slots: int
     step_tokens: int
     depth: int
+    drafts: int
     prompts: list[list[int]]
     classes: list[Priority]
     """Of the requests, in turn."""
@@ -44,6 +45,7 @@ def scenarios() -> st.SearchStrategy[Scenario]:
         slots=st.integers(1, 6),
         step_tokens=st.integers(1, 12),
         depth=st.integers(1, 4),
+        drafts=st.sampled_from([0, 1, 6]),
         prompts=prompts,
         classes=st.lists(st.sampled_from(Priority), min_size=1, max_size=4),
         events=st.lists(st.integers(0, 999), max_size=120),
@@ -52,7 +54,16 @@ def scenarios() -> st.SearchStrategy[Scenario]:
 
 def play(scenario: Scenario) -> tuple[Toy, dict[str, Request], set[tuple[str, int]]]:
     """Adds, sends, runs, applies and cancels as the events say; what was cancelled is not expected to end."""
-    toy = Toy(limits(scenario.blocks, scenario.block_tokens, slots=scenario.slots, step_tokens=scenario.step_tokens, depth=scenario.depth))
+    toy = Toy(
+        limits(
+            scenario.blocks,
+            scenario.block_tokens,
+            slots=scenario.slots,
+            step_tokens=scenario.step_tokens,
+            depth=scenario.depth,
+            drafts=scenario.drafts,
+        )
+    )
     waiting = [asking(i, p, c) for i, (p, c) in enumerate(zip(scenario.prompts, cycle(scenario.classes), strict=False))]
     added: dict[str, Request] = {}
     cancelled: set[tuple[str, int]] = set()

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from shoal.request import Priority, RequestId
 from shoal.scheduler.limits import Limits
-from shoal.scheduler.plan import StepResult
-from tests.support.toy_stage import Toy, ToyStage, asking, expected, expected_embedding, expected_scores, limits, request
+from tests.support.toy_stage import Toy, ToyStage, asking, expected, expected_embedding, expected_scores, limits, put_off, request
 
 
 @dataclass(frozen=True)
@@ -21,9 +20,10 @@ class Story:
 
 
 WHAT = ("send", "run", "take", "add", "step", "step", "apart", "lose", "cancel")
+DRAFTS = st.sampled_from([0, 1, 6])
 stories = st.builds(
     Story,
-    st.builds(limits, st.integers(10, 24), slots=st.integers(1, 5), depth=st.integers(1, 3), ageing=st.integers(2, 9)),
+    st.builds(limits, st.integers(10, 24), slots=st.integers(1, 5), depth=st.integers(1, 3), ageing=st.integers(2, 9), drafts=DRAFTS),
     st.lists(st.tuples(st.integers(1, 24), st.sampled_from(Priority)), min_size=1, max_size=8),
     st.lists(st.tuples(st.sampled_from(WHAT), st.integers(0, 255)), min_size=60, max_size=200),
 )
@@ -33,9 +33,7 @@ def run(toy: Toy, late: int) -> None:
     """late: a bit for each draw that is put off."""
     if toy.plans:
         toy.run()
-        result = toy.results.pop()
-        kept = [sampled for i, sampled in enumerate(result.sampled) if not late >> i & 1]
-        toy.results.append(StepResult(result.step, kept, [], examined=result.examined))
+        toy.results.append(put_off(toy.results.pop(), late))
 
 
 def lose(toy: Toy, everything: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.scheduler.plan import StepResult
+from tests.support import toy_stage
 from tests.support.toy_stage import (
     Toy,
     ToyStage,
@@ -17,9 +17,7 @@ from tests.support.toy_stage import (
 
 def put_off(toy: Toy, which: int) -> None:
     """Of the last result, draws whose bit is set did not come."""
-    result = toy.results.pop()
-    kept = [sampled for i, sampled in enumerate(result.sampled) if not which >> i & 1]
-    toy.results.append(StepResult(result.step, kept, []))
+    toy.results.append(toy_stage.put_off(toy.results.pop(), which))
 
 
 def test_a_draw_that_is_put_off_is_asked_for_again():
@@ -74,12 +72,13 @@ def test_a_draw_that_is_put_off_takes_no_block():
     st.lists(st.tuples(st.integers(1, 20), st.integers(1, 9), st.integers(1, 2)), min_size=1, max_size=5),
     st.integers(9, 24),
     st.integers(1, 3),
+    st.sampled_from([0, 1, 5]),
     st.lists(st.tuples(st.sampled_from(["send", "run", "take", "rewind"]), st.integers(0, 7)), max_size=150),
 )
 def test_put_off_draws_change_nothing_that_is_said(
-    shapes: list[tuple[int, int, int]], blocks: int, depth: int, happenings: list[tuple[str, int]]
+    shapes: list[tuple[int, int, int]], blocks: int, depth: int, drafts: int, happenings: list[tuple[str, int]]
 ):
-    toy = Toy(limits(blocks=blocks, depth=depth))
+    toy = Toy(limits(blocks=blocks, depth=depth, drafts=drafts))
     asked = [request(f"r{i}", range(1, size + 1), tokens, n=n, seed=i) for i, (size, tokens, n) in enumerate(shapes)]
     for r in asked:
         toy.add(r)

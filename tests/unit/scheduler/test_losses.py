@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from random import Random
 
@@ -256,6 +256,7 @@ def scenarios() -> st.SearchStrategy[Scenario]:
         slots=st.integers(1, 6),
         step_tokens=st.integers(1, 12),
         depth=st.integers(1, 4),
+        drafts=st.sampled_from([0, 1, 6]),
     )
     return st.builds(
         Scenario,
@@ -322,7 +323,7 @@ class Play:
     def restart(self, pick: int) -> None:
         old = self.toy.limits
         blocks = 3 + pick // 4 % 12
-        lost = self.toy.restart(limits(blocks, old.block_tokens, slots=old.slots, step_tokens=old.step_tokens, depth=old.depth))
+        lost = self.toy.restart(replace(old, blocks=blocks))
         self.refused |= set(lost)
 
 
