@@ -25,11 +25,22 @@ typedef float V __attribute__((vector_size(4 * L)));
 typedef int32_t I __attribute__((vector_size(4 * L)));
 typedef uint32_t U __attribute__((vector_size(4 * L)));
 typedef float Vu __attribute__((vector_size(4 * L), aligned(4)));  // unaligned memory
+typedef int32_t Iu __attribute__((vector_size(4 * L), aligned(4)));
 typedef uint16_t H __attribute__((vector_size(2 * L), aligned(2)));
 
 inline V load(const float* p) { return *reinterpret_cast<const Vu*>(p); }
 inline void keep(float* p, V v) { *reinterpret_cast<Vu*>(p) = v; }
 inline V all(float x) { return V{} + x; }
+
+inline int32_t max_of(I v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_epi32(reinterpret_cast<__m512i>(v));
+#else
+  int32_t most = v[0];
+  for (int lane = 1; lane < L; ++lane) most = v[lane] > most ? v[lane] : most;
+  return most;
+#endif
+}
 
 inline float sum_of(V v) {  // pairwise, in a fixed order
   float a[L];

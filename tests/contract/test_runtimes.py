@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from shoal.config import Precision, RuntimeName
+from shoal.config import KvType, Precision, RuntimeName
 from shoal.executor.runtimes import factory
 from shoal.models.weights import GgufWeights, SafetensorsWeights
 from shoal.scheduler.plan import Chunk, PromptQuery, StepPlan
@@ -74,7 +74,7 @@ def test_trained_weights_are_near(smollm2_weights: GgufWeights, exact: np.ndarra
 
 def test_it_says_of_a_prompt_what_transformers_says(model: Model, runtime: RuntimeName) -> None:
     (built, weights), tokens = model("llama"), tiny.TOKENS
-    make = factory(runtime, Precision.FP32, bf16=False, threads=1)
+    make = factory(runtime, Precision.FP32, KvType.FP32, threads=1)
     first, last = (stage(weights, layers, blocks=4, make_runtime=make) for layers in (range(1), range(1, 3)))
     plan = StepPlan(0, [], [], [], [], [Chunk(5, 0, tokens, [2, 0, 1], False, PromptQuery(tokens[1:], 3, True))])
     between = first.run(plan, None)

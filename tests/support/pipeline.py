@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from shoal.config import Precision, RuntimeName
+from shoal.config import KvType, Precision, RuntimeName
 from shoal.errors import StageLost
 from shoal.executor.base import Packed, Runtime, WeightBlock
 from shoal.executor.constraint import Grammars
@@ -40,7 +40,7 @@ def _packed(precision: Precision, weights: Weights, block: WeightBlock) -> Packe
 
 
 def _native(precision: Precision, weights: Weights, threads: int) -> Runtime:
-    return factory(RuntimeName.NATIVE, precision, bf16=False, threads=threads)(weights, 0)
+    return factory(RuntimeName.NATIVE, precision, KvType.FP32, threads=threads)(weights, 0)
 
 
 class _Sharing:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shoal.config import Precision, RuntimeName
+from shoal.config import KvType, Precision, RuntimeName
 from shoal.errors import CorruptModel, LocalProtocolError, RemoteProtocolError
 from shoal.executor.journal import JournalLimits
 from shoal.executor.shard import Shard
@@ -369,7 +369,7 @@ def test_a_refill_from_tokens_needs_the_first_layer(weights: Weights) -> None:
 @pytest.mark.parametrize("at", [2, 4])
 def test_segments_are_dealt_out_anew_as_blocks_are(weights: Weights, at: int) -> None:
     def played(runtime: RuntimeName, moved: bool) -> dict[int, list[int]]:
-        line = begun(Case(weights, Precision.FP32), 0, 3, 6, runtime=runtime, bf16=False, threads=1)
+        line = begun(Case(weights, Precision.FP32), 0, 3, 6, runtime=runtime, kv_type=KvType.FP32, threads=1)
         if moved:
             before = line.kv()
             assert line.enter(cut(0, at, 6), line.nodes) == ([] if at > 3 else [0, 1, 2])
