@@ -51,7 +51,12 @@ def step(kv_type: KvType, q_heads: int, kv_heads: int, width: int, rows: int, co
     return run, rows * context * token_bytes((width, width) * kv_heads, kv_type)
 
 
-def main(types: list[KvType], every: list[tuple[int, ...]], rows: int, contexts: list[int], isa: str) -> None:
+def heads_of(text: str) -> tuple[int, int, int]:
+    q_heads, kv_heads, width = map(int, text.split(","))
+    return q_heads, kv_heads, width
+
+
+def main(types: list[KvType], every: list[tuple[int, int, int]], rows: int, contexts: list[int], isa: str) -> None:
     print(f"one thread of {processor()} {isa}; {rows} rows, one layer\n")
     print("| heads | context | " + " | ".join(f"{kv_type}, ms | GB/s | against {types[0]}" for kv_type in types) + " |")
     print("|" + "---|" * (3 * len(types) + 2))
@@ -70,7 +75,7 @@ def main(types: list[KvType], every: list[tuple[int, ...]], rows: int, contexts:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--types", type=KvType, nargs="+", default=[KvType.BF16, KvType.Q8, KvType.Q4])
-    parser.add_argument("--heads", type=lambda text: tuple(map(int, text.split(","))), nargs="+", default=[(9, 3, 64), (12, 2, 128)])
+    parser.add_argument("--heads", type=heads_of, nargs="+", default=[(9, 3, 64), (12, 2, 128)])
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 4096])
     parser.add_argument("--isa", default="")

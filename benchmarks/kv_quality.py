@@ -18,7 +18,7 @@ import math
 import platform
 import statistics
 from dataclasses import dataclass
-from pydoc_data.topics import topics  # pyright: ignore[reportMissingTypeStubs]
+from pydoc_data.topics import topics
 from typing import cast
 
 from benchmarks.report import processor

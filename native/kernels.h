@@ -23,16 +23,17 @@ constexpr int64_t kTokens = 32;      // tokens of a KV block
 constexpr int64_t kMostKey = 1024;   // numbers of a key
 constexpr int64_t kMostValue = 512;  // numbers of a value
 
-// How keys and values are stored. Q8 and Q4: 8 or 4 bits for each number, and a bf16 scale for each 32 of one token. What is stored of a
-// token depends on its key and value alone, so a block has the same bytes however its tokens came into it.
+// How keys and values are stored. Q8 and Q4: 8 bits for each number, of Q4 4 bits for those of values, and a bf16 scale for each 32 of one
+// token. (Keys of 4 bits make some models useless: Qwen2.5's have numbers a hundred times as large as the others beside them.) What is
+// stored of a token depends on its key and value alone, so a block has the same bytes however its tokens came into it.
 enum class KvType : uint8_t { Fp32, Bf16, Q8, Q4 };
 KvType kv_type(const std::string& name);  // throws std::invalid_argument
 
 // Bytes of one KV head's keys and values in a block.
 constexpr int64_t kv_head_bytes(KvType type, int64_t key_dim, int64_t value_dim) {
   if (type == KvType::Fp32 || type == KvType::Bf16) return kTokens * (key_dim + value_dim) * (type == KvType::Bf16 ? 2 : 4);
-  const int64_t groups = (key_dim + kBlock - 1) / kBlock + (value_dim + kBlock - 1) / kBlock;
-  return groups * kTokens * (2 + kBlock * (type == KvType::Q8 ? 8 : 4) / 8);
+  const int64_t keys = (key_dim + kBlock - 1) / kBlock, values = (value_dim + kBlock - 1) / kBlock;
+  return kTokens * (keys * (2 + kBlock) + values * (2 + kBlock * (type == KvType::Q8 ? 8 : 4) / 8));
 }
 
 // Paged keys and values of one layer: [blocks, kv_heads, kv_head_bytes]. Keys of a block are stored transposed, so that 16 tokens' scores

@@ -134,7 +134,7 @@ constexpr float kLeastPeak = 1e-30f;  // numbers below it are stored as zeros: t
 template <int bits>
 uint16_t scale_of(const Extent& of) {
   const float peak = of.high > of.low ? of.high : of.low;
-  if (!(peak <= 3.4e38f)) return 0x7fc0;  // NaN
+  if (!(peak < INFINITY)) return 0x7fc0;  // NaN
   if (peak < kLeastPeak) return 0;
   return away_from_zero(bits == 8 ? peak / 127.0f : (of.high >= of.low ? -of.high : of.low) / 8.0f);
 }
@@ -202,8 +202,8 @@ inline void keep(int16_t* to, I v) {
 
 constexpr float kLeastWeight = 1e-34f;  // weights, times scales, that are no larger than that count as zeros: their inverse is not finite
 
-// 8 or 4 bits for each number, and N queries that share them. A key or value is cut into groups of 32 numbers, the last filled up with
-// zeros. A group of all 32 tokens of a block: their scales, bf16 [32], then their codes, of keys [group bytes / 4][32 tokens][4], of values
+// 8 bits for each number, `bits` for those of values, and N queries that share them. A key or value is cut into groups of 32 numbers, the last filled up with
+// zeros. A group of all 32 tokens of a block: their scales, bf16 [32], then their codes, of keys [8][32 tokens][4], of values
 // [16 pairs of tokens][group bytes][2]. 8 bits: a code is a byte, of a key 128 more than the number. 4 bits: a byte holds 8 more than the
 // numbers i (low bits) and i + 16 (high bits). Products are made of whole numbers: queries are rounded to 8 bits in the same groups, and the
 // weights of a block's values, times the values' scales, to 16 bits.
@@ -221,20 +221,20 @@ class RoundedCells {
         int32_t codes[kBlock] = {}, total = 0;
         round_to(x, n, scale_[t][g], codes);
         for (int64_t i = 0; i < kBlock; ++i) q_[t][g * kBlock + i] = static_cast<int8_t>(codes[i]), total += codes[i];
-        taken_[t][g] = total * (bits == 8 ? 128 - kTaken : 8);
+        taken_[t][g] = total * (128 - kTaken);
       }
     }
   }
 
   static void append(const Pool& pool, uint8_t* block, int64_t slot, const float* k, const float* v) {
-    for (int64_t g = 0; g < groups(pool.key_dim); ++g, block += kGroup) {
-      uint8_t codes[kBytes];
-      store(block, slot, k + g * kBlock, count(pool.key_dim, g), bits == 8 ? 128 : 8, codes);
-      for (int64_t i = 0; i < kBytes / 4; ++i) std::memcpy(block + kScales + (i * kTokens + slot) * 4, codes + i * 4, 4);
+    for (int64_t g = 0; g < groups(pool.key_dim); ++g, block += kKeyGroup) {
+      uint8_t codes[kBlock];
+      store<8>(block, slot, k + g * kBlock, count(pool.key_dim, g), 128, codes);
+      for (int64_t i = 0; i < kBlock / 4; ++i) std::memcpy(block + kScales + (i * kTokens + slot) * 4, codes + i * 4, 4);
     }
     for (int64_t g = 0; g < groups(pool.value_dim); ++g, block += kGroup) {
       uint8_t codes[kBytes];
-      store(block, slot, v + g * kBlock, count(pool.value_dim, g), bits == 8 ? 0 : 8, codes);
+      store<bits>(block, slot, v + g * kBlock, count(pool.value_dim, g), bits == 8 ? 0 : 8, codes);
       for (int64_t i = 0; i < kBytes; ++i) block[kScales + (slot / 2 * kBytes + i) * 2 + slot % 2] = codes[i];
     }
   }
@@ -246,26 +246,21 @@ class RoundedCells {
         for (int c = 0; c < kPartsAtOnce; ++c) sums[t][c] = V{};
       }
       for (int64_t g = 0; g < groups_; ++g) {
-        const uint8_t* group = block + g * kGroup + half * L * 4 + kScales;
-        if (half == 0) ahead<bits == 4>(next + g * kGroup, kScales);
+        const uint8_t* group = block + g * kKeyGroup + half * L * 4 + kScales;
+        if (half == 0) ahead<bits == 4>(next + g * kKeyGroup, kScales);
         I dots[N][kPartsAtOnce];
         for (int t = 0; t < N; ++t) {
           for (int c = 0; c < kPartsAtOnce; ++c) dots[t][c] = I{} - taken_[t][g];
         }
-        for (int64_t i = 0; i < kBytes / 4; ++i) {
-          if (half == 0) ahead<bits == 4>(next + g * kGroup + i * kTokens * 4, kTokens * 4);
+        for (int64_t i = 0; i < kBlock / 4; ++i) {
+          if (half == 0) ahead<bits == 4>(next + g * kKeyGroup + i * kTokens * 4, kTokens * 4);
           for (int t = 0; t < N; ++t) {
-            int32_t four, high;
+            int32_t four;
             std::memcpy(&four, q_[t] + g * kBlock + i * 4, 4);
-            if (bits == 4) std::memcpy(&high, q_[t] + g * kBlock + 16 + i * 4, 4);
-            for (int c = 0; c < kPartsAtOnce; ++c) {
-              const uint8_t* at = group + (i * kTokens + c * L) * 4;
-              dots[t][c] = dot4<bits>(dots[t][c], at, four, 0);
-              if (bits == 4) dots[t][c] = dot4<bits>(dots[t][c], at, high, 4);
-            }
+            for (int c = 0; c < kPartsAtOnce; ++c) dots[t][c] = dot4<8>(dots[t][c], group + (i * kTokens + c * L) * 4, four, 0);
           }
         }
-        const uint16_t* scales = reinterpret_cast<const uint16_t*>(block + g * kGroup) + half * L;
+        const uint16_t* scales = reinterpret_cast<const uint16_t*>(block + g * kKeyGroup) + half * L;
         for (int c = 0; c < kPartsAtOnce; ++c) {
           const V scale = cells(scales + c * L);
           for (int t = 0; t < N; ++t) sums[t][c] += __builtin_convertvector(dots[t][c], V) * (scale * scale_[t][g]);
@@ -278,7 +273,7 @@ class RoundedCells {
   }
 
   void add(const uint8_t* block, const uint8_t* next, const float (*weight)[kTokens], int64_t first, int64_t last, float (*sums)[kMostValue]) const {
-    const uint8_t* group = block + groups_ * kGroup;
+    const uint8_t* group = block + groups_ * kKeyGroup;
     for (int64_t g = 0; g < value_groups_; ++g, group += kGroup) {
       alignas(64) int16_t rounded[N][kTokens];
       float unit[N];
@@ -312,26 +307,28 @@ class RoundedCells {
   }
 
  private:
-  static constexpr int64_t kScales = kTokens * 2, kBytes = kBlock * bits / 8, kGroup = kScales + kTokens * kBytes;
+  static constexpr int64_t kScales = kTokens * 2, kBytes = kBlock * bits / 8;
+  static constexpr int64_t kKeyGroup = kScales + kTokens * kBlock, kGroup = kScales + kTokens * kBytes;
 
   static int64_t groups(int64_t width) { return (width + kBlock - 1) / kBlock; }
   static int64_t count(int64_t width, int64_t group) { return width - group * kBlock < kBlock ? width - group * kBlock : kBlock; }
 
-  // The scale of n numbers of a token goes to its group, the codes to `out`: [kBytes].
+  // The scale of n numbers of a token goes to its group, the codes to `out`: [32 * width / 8].
+  template <int width>
   static void store(uint8_t* group, int64_t slot, const float* x, int64_t n, int32_t zero, uint8_t* out) {
-    const uint16_t scale = scale_of<bits>(extent(x, n));
+    const uint16_t scale = scale_of<width>(extent(x, n));
     std::memcpy(group + slot * 2, &scale, 2);
     const uint32_t wide = static_cast<uint32_t>(scale) << 16;
     float by;
     std::memcpy(&by, &wide, 4);
     int32_t codes[kBlock] = {};
     round_to(x, n, by, codes);
-    if (bits == 8) {
+    if (width == 8) {
       for (int64_t i = 0; i < kBlock; ++i) out[i] = static_cast<uint8_t>(codes[i] + zero);
       return;
     }
     const auto code = [&](int64_t i) { return static_cast<uint8_t>((codes[i] > 7 ? 7 : codes[i]) + zero); };
-    for (int64_t i = 0; i < kBytes; ++i) out[i] = static_cast<uint8_t>(code(i) | code(i + 16) << 4);
+    for (int64_t i = 0; i < kBlock / 2; ++i) out[i] = static_cast<uint8_t>(code(i) | code(i + 16) << 4);
   }
 
   // The weights of 32 tokens, times the tokens' scales: `out` times what is returned, which is NaN if one of them is not finite.

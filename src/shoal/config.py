@@ -236,7 +236,7 @@ class EngineSettings(Settings):
     )
     precision: Precision = setting(Precision.AUTO, "Precision of the weights in memory; auto keeps that of the file as far as it can.")
     kv_type: KvType = setting(
-        KvType.BF16, "Number type of the KV cache; q8 and q4 hold about twice and 3.5 times the tokens of bf16 (docs/kv-types.md)."
+        KvType.BF16, "Number type of the KV cache; q8 and q4 hold about 1.9 and 2.5 times the tokens of bf16 (docs/kv-types.md)."
     )
     context: int = setting(8192, "Most tokens of a prompt and its answer together; the model's own limit applies if it is lower.", low=16)
     slots: int = setting(32, "Most sequences that run at once.", low=1, high=4096)

@@ -93,7 +93,7 @@ def forward(
 ) -> Floats:
     """The rows of one sequence after some layers: [rows, hidden].
 
-    layers: an attention, a feed-forward part, and the widths of the vectors that are kept of a token. angles: of each rotation, [rows, rotated / 2].
+    layers: an attention, a feed-forward part, and the widths of what is kept of a token: keys and values, in turns. angles: of each rotation, [rows, rotated / 2].
     pieces: where the sequence is cut into steps. beside: rows of two other sequences in every step, one before and one after it.
     """
     stage, hidden, rows = module.Stage(x.shape[1], threads, isa), x.shape[1], len(x)

@@ -13,16 +13,18 @@ from shoal.native import BLOCK_TOKENS
 from shoal.observed.computing import ComputeParts
 from shoal.placement.workload import KV_ELEMENT
 
-ROUNDED = {KvType.Q8, KvType.Q4}
-"""The types whose numbers share scales."""
-_GROUP = 32
-"""Numbers that share a scale; the last group of a vector is filled up."""
+ROUNDED = {KvType.Q8: 8, KvType.Q4: 4}
+"""Bits of a number of the values, where numbers share scales; those of keys have 8."""
+_GROUP, _SCALE = 32, 2
+"""Numbers that share a scale, and its bytes; the last group of a vector is filled up."""
 
 
 def token_bytes(vectors: Sequence[int], kv_type: KvType) -> int:
-    """Bytes of what is kept of a token in a layer: vectors of these widths."""
-    unit = _GROUP if kv_type in ROUNDED else 1
-    return int(sum(-(-width // unit) * unit for width in vectors) * KV_ELEMENT[kv_type])
+    """Bytes of what is kept of a token in a layer: keys and values of these widths, in turns."""
+    if kv_type not in ROUNDED:
+        return int(sum(vectors) * KV_ELEMENT[kv_type])
+    keys, values = (sum(-(-width // _GROUP) for width in widths) for widths in (vectors[::2], vectors[1::2]))
+    return keys * (_GROUP + _SCALE) + values * (_GROUP * ROUNDED[kv_type] // 8 + _SCALE)
 
 
 def block_bytes(layer: LayerSpec, kv_type: KvType) -> int:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.config import KvType, Precision
+from shoal.errors import ConfigError
 from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, Packed, Program, StageBatch, WeightBlock
-from shoal.executor.kv_pool import HostRuntime
+from shoal.executor.kv_pool import ROUNDED, HostRuntime
 from shoal.executor.native_blocks import grouped_query
 from shoal.executor.onnx_runtimes import Segment, SegmentRuntime
 from shoal.executor.onnx_support import check_expressible
@@ -20,7 +21,7 @@ from shoal.executor.packing import required
 from shoal.executor.segments import segments
 from shoal.models.spec import GroupedQuery, ModelSpec, rotation
 from shoal.models.weights import Weights
-from shoal.native import kernels, reference
+from shoal.native import kernels, missing, reference
 from shoal.observed.computing import ComputeParts
 
 
@@ -35,7 +36,7 @@ class _Segments:
 
 
 class OnnxRuntime(HostRuntime):
-    """Raises UnsupportedModel for a model that the segments cannot express."""
+    """Raises UnsupportedModel for a model that the segments cannot express, ConfigError for keys and values that only the kernels can round."""
 
     def __init__(
         self, spec: ModelSpec, *, segments: SegmentRuntime, kv_type: KvType, precision: Precision, threads: int, isa: str = ""
@@ -44,6 +45,8 @@ class OnnxRuntime(HostRuntime):
         self._segments, self._precision, self._spec = segments, precision, spec
         super().__init__(spec, kv_type)
         self._attention = _Attention(spec, threads, isa)
+        if kv_type in ROUNDED and not self._attention.compiled:
+            raise ConfigError(f"--kv-type {kv_type} needs the compiled kernels: {missing()}, or use --kv-type bf16")
         self._spent = ComputeParts()
 
     @property
@@ -106,6 +109,10 @@ class _Attention:
         self._spec, self._rotations = spec, spec.rotations
         self._module = kernels()
         self._stage = None if self._module is None else self._module.Stage(16, threads, isa)
+
+    @property
+    def compiled(self) -> bool:
+        return self._stage is not None
 
     def run(
         self,

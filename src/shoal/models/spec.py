@@ -106,7 +106,7 @@ class GroupedQuery(msgspec.Struct, frozen=True):
 
     @property
     def kv_vectors(self) -> tuple[int, ...]:
-        """Widths of the vectors that are kept of a token."""
+        """Widths of what is kept of a token: keys and values, in turns."""
         return (self.head_dim, self.values) * self.kv_heads
 
     @property
@@ -165,7 +165,7 @@ class Latent(msgspec.Struct, frozen=True):
 
     @property
     def kv_vectors(self) -> tuple[int, ...]:
-        """Widths of the vectors that are kept of a token."""
+        """Widths of what is kept of a token: keys and values, in turns."""
         return self.kv_rank + self.rope_dim, self.kv_rank
 
     @property

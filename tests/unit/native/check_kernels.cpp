@@ -258,12 +258,13 @@ struct Other {
 
 // Number i of a key or value of q8 or q4 in its block, of which `base` is the first byte: see RoundedCells.
 double rounded(const uint8_t* base, bool q8, int64_t keys, int64_t slot, int64_t i, bool value) {
-  const int64_t bytes = q8 ? 32 : 16, at = i % 32;
-  const uint8_t* group = base + ((value ? (keys + 31) / 32 : 0) + i / 32) * kTokens * (2 + bytes);
+  const bool wide = q8 || !value;  // only values have 4 bits
+  const int64_t bytes = wide ? 32 : 16, at = i % 32;
+  const uint8_t* group = base + (value ? (keys + 31) / 32 * kTokens * 34 : 0) + i / 32 * kTokens * (2 + bytes);
   const double scale = widened(reinterpret_cast<const uint16_t*>(group)[slot]);
-  const int64_t byte = q8 ? at : at % 16;
-  const uint8_t code = group[2 * kTokens + (value ? slot * bytes + byte : (byte / 4 * kTokens + slot) * 4 + byte % 4)];
-  if (q8) return scale * (value ? static_cast<int8_t>(code) : code - 128);
+  const int64_t byte = wide ? at : at % 16;
+  const uint8_t code = group[2 * kTokens + (value ? (slot / 2 * bytes + byte) * 2 + slot % 2 : (byte / 4 * kTokens + slot) * 4 + byte % 4)];
+  if (wide) return scale * (value ? static_cast<int8_t>(code) : code - 128);
   return scale * ((at < 16 ? code & 15 : code >> 4) - 8);
 }
 
@@ -271,7 +272,7 @@ void check_attend(const Kernels& kernels, KvType type, int64_t d, int32_t length
   const int64_t dv = other.value ? other.value : d;
   constexpr const char* kTypes[] = {"fp32", "bf16", "q8", "q4"};
   constexpr double kOff[] = {0, 0.02, 0.02, 0.7};  // of the numbers that are stored
-  const double off = kOff[static_cast<int>(type)], most = type < KvType::Q8 ? 1e-5 : 0.01;  // rounded keys meet rounded queries
+  const double off = kOff[static_cast<int>(type)], most = type < KvType::Q8 ? 1e-5 : 0.02;  // rounded keys meet rounded queries
   const Scoring scoring{0.125f, other.cap};
   const float sink = 1.5f;
   const int64_t blocks = (length + kTokens - 1) / kTokens, kv_heads = 2, head = 1;
