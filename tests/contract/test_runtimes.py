@@ -67,6 +67,16 @@ def test_rounded_weights_are_near(model: Model, runtime: RuntimeName, precision:
     assert 0 < distance(ours, tiny.logits(built, tiny.TOKENS)) < most
 
 
+@pytest.mark.parametrize(("kv_type", "most"), [(KvType.BF16, 0.01), (KvType.Q8, 0.05), (KvType.Q4, 0.3)])
+def test_rounded_keys_and_values_are_near_and_the_same_however_split(
+    model: Model, runtime: RuntimeName, kv_type: KvType, most: float
+) -> None:
+    built, weights = model("mistral")
+    ours = Stages(weights, runtime=runtime, kv_type=kv_type).logits(tiny.TOKENS)
+    assert 0 < distance(ours, tiny.logits(built, tiny.TOKENS)) < most
+    close(Stages(weights, 2, runtime=runtime, kv_type=kv_type).logits(tiny.TOKENS, 13), ours)
+
+
 @pytest.mark.real
 def test_trained_weights_are_near(smollm2_weights: GgufWeights, exact: np.ndarray, runtime: RuntimeName) -> None:
     assert distance(Stages(smollm2_weights, precision=Precision.Q8, runtime=runtime).logits(TRAINED), exact) < 0.12
