@@ -42,6 +42,18 @@ inline int32_t max_of(I v) {
 #endif
 }
 
+#if defined(__AVX512F__)
+template <class F>
+inline float folded(V v, F&& f) {  // pairwise, in the order of those below
+  const __m512 all = reinterpret_cast<__m512>(v);
+  const __m256 eight = f(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  const __m256 four = f(eight, _mm256_permute2f128_ps(eight, eight, 1));
+  const __m256 two = f(four, _mm256_permute_ps(four, 0x4e));
+  return _mm256_cvtss_f32(f(two, _mm256_permute_ps(two, 0xb1)));
+}
+inline float sum_of(V v) { return folded(v, [](__m256 a, __m256 b) { return _mm256_add_ps(a, b); }); }
+inline float max_of(V v) { return folded(v, [](__m256 a, __m256 b) { return _mm256_max_ps(a, b); }); }
+#else
 inline float sum_of(V v) {  // pairwise, in a fixed order
   float a[L];
   keep(a, v);
@@ -59,6 +71,7 @@ inline float max_of(V v) {
   }
   return a[0];
 }
+#endif
 
 inline V larger(V a, V b) { return a > b ? a : b; }
 
