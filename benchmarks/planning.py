@@ -131,7 +131,7 @@ class Subject:
     def enter(self, share: float, blocks: int) -> StageExecutor:
         if self._shard is None or share != self._share:
             self.close()
-            make = factory(RuntimeName.NATIVE, Precision.AUTO, bf16=True, threads=self.threads)
+            make = factory(RuntimeName.NATIVE, Precision.AUTO, KvType.BF16, threads=self.threads)
             self._shard = Shard(make, packed=self._packed)
             self._shard.load(self._layers, self.weights, streamed=share < 1)
             self._share = share

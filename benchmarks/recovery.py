@@ -17,7 +17,7 @@ from statistics import median
 from time import monotonic, perf_counter
 
 from benchmarks import losses, ours
-from shoal.config import Precision, RuntimeName
+from shoal.config import KvType, Precision, RuntimeName
 from shoal.executor.journal import JournalLimits
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
@@ -76,7 +76,7 @@ async def round_of(model: str, context: int, threads: int, journals: bool) -> di
 def overhead(path: Path, threads: int, rounds: int) -> list[tuple[str, float, float]]:
     """Tokens per second of a stage of ten layers with its journal and without: each step on both in turn, medians over all."""
     weights = open_weights(path)
-    make = factory(RuntimeName.NATIVE, Precision.AUTO, bf16=True, threads=threads)
+    make = factory(RuntimeName.NATIVE, Precision.AUTO, KvType.BF16, threads=threads)
     stages: list[StageExecutor] = []
     for limits in (JournalLimits(1 << 28), JournalLimits()):
         shard = Shard(make, journals=limits)

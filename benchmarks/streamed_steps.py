@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.report import processor
-from shoal.config import Precision
+from shoal.config import KvType, Precision
 from shoal.executor import expert_slots
 from shoal.executor.base import StageBatch
 from shoal.executor.native_runtime import NativeRuntime
@@ -89,7 +89,7 @@ def main(model: Path, share: float, rows: list[int], rounds: int, image: Path | 
     packed.make([*layers, layers.stop])
     store = StreamedStore(packed, layers, int(packed.sizes(layers).total * share))
     store.fill()
-    runtime = NativeRuntime(weights.spec, bf16=True, precision=precision, threads=2)
+    runtime = NativeRuntime(weights.spec, kv_type=KvType.BF16, precision=precision, threads=2)
     print(f"{processor()}; {store.division.slots} places for {sum(store.sizes.experts.values())} experts; medians\n")
     for many in rows:
         runtime.open(many * ((2 * rounds * STEPS) // BLOCK_TOKENS + 2))

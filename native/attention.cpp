@@ -17,8 +17,8 @@ GroupedQuery::GroupedQuery(Around around, Parts parts, Form form)
     : AttentionBlock(std::move(around)), parts_(std::move(parts)), form_(form) {
   const Heads& h = form_.heads;
   expect(h.q > 0 && h.kv > 0 && h.q % h.kv == 0, "the query heads must divide over the KV heads");
-  expect(h.key > 0 && h.key % 16 == 0 && h.value > 0 && h.value % 16 == 0 && h.value <= kMostValue,
-         "keys and values must be multiples of 16 wide, values at most 512");
+  expect(h.key > 0 && h.key % 16 == 0 && h.key <= kMostKey && h.value > 0 && h.value % 16 == 0 && h.value <= kMostValue,
+         "keys and values must be multiples of 16 wide, keys at most 1024, values at most 512");
   expect(form_.rotated >= 0 && form_.rotated % 2 == 0 && form_.rotated <= h.key, "more is rotated than a head has");
   for (const auto& [norm, count] : {std::pair{&parts_.q_norm, h.q}, std::pair{&parts_.k_norm, h.kv}}) {
     expect(!*norm || norm->size() == h.key || norm->size() == count * h.key, "a norm of queries or keys fits neither one head nor all");
@@ -111,8 +111,8 @@ void GroupedQuery::run(Member& member, Step& step, const Pool& pool) const {
 Latent::Latent(Around around, Parts parts, Form form) : AttentionBlock(std::move(around)), parts_(std::move(parts)), form_(form) {
   const Form& f = form_;
   expect(f.heads > 0 && f.rank > 0 && f.nope > 0 && f.rope > 0 && f.value > 0, "a size of the latent attention is not positive");
-  expect(f.rank % 32 == 0 && f.nope % 16 == 0 && f.rope % 16 == 0 && f.value % 16 == 0 && f.rank <= kMostValue,
-         "the widths of the latent attention must be multiples of 16, of the latent vectors of 32 and at most 512");
+  expect(f.rank % 32 == 0 && f.nope % 16 == 0 && f.rope % 16 == 0 && f.value % 16 == 0 && f.rank <= kMostValue && f.rank + f.rope <= kMostKey,
+         "the widths of the latent attention must be multiples of 16, of the latent vectors of 32 and at most 512, with the rotated key 1024");
   expect(parts_.q && parts_.kv_a && parts_.k_b && parts_.v_b && parts_.o && parts_.kv_a_norm, "a part of the latent attention is missing");
   const int64_t k = parts_.kv_a.weight->k;
   const auto is = [](const Linear& linear, int64_t n, int64_t inputs) { return linear.weight->n == n && linear.weight->k == inputs; };

@@ -96,7 +96,7 @@ class Member {
 struct Heads {
   int64_t q, kv, key, value;  // heads of queries, of keys and values; width of a key, of a value
   bool operator==(const Heads&) const = default;
-  int64_t block_bytes(bool bf16) const { return kv * kTokens * (key + value) * (bf16 ? 2 : 4); }
+  int64_t block_bytes(KvType type) const { return kv * kv_head_bytes(type, key, value); }
 };
 
 class Tiling {

@@ -73,6 +73,14 @@ struct Has {
 
 }  // namespace
 
+KvType kv_type(const std::string& name) {
+  if (name == "fp32") return KvType::Fp32;
+  if (name == "bf16") return KvType::Bf16;
+  if (name == "q8") return KvType::Q8;
+  if (name == "q4") return KvType::Q4;
+  throw std::invalid_argument("keys and values are fp32, bf16, q8 or q4, not '" + name + "'");
+}
+
 const Kernels& choose(const std::string& name) {
 #if SHOAL_X86
   static const Has has;

@@ -64,6 +64,9 @@ inline B looked_up(B table, B codes) {
 }
 #endif
 
+// An operand of stored weights of 8 bits.
+inline B operand_at(const uint8_t* p) { return kSigned ? flipped(bytes_at(p)) : bytes_at(p); }
+
 // Bytes two at a time: shifts take them so, and masks remove what that mixes up.
 typedef uint16_t P __attribute__((vector_size(4 * L), aligned(4)));
 inline P pairs_at(const uint8_t* p) { return *reinterpret_cast<const P*>(p); }
@@ -77,7 +80,7 @@ struct Operands {
 
   B operator[](int i) const {
     if constexpr (bits == 8) {
-      return kSigned ? flipped(bytes_at(block + i * 64)) : bytes_at(block + i * 64);
+      return operand_at(block + i * 64);
     } else if constexpr (bits == 6) {
       return reinterpret_cast<B>(six_bits(block + i / 4 * 192, i % 4));
     } else if constexpr (bits == 5) {
@@ -99,8 +102,7 @@ struct Operands {
 // What operands that come from a table are looked up in.
 inline B operand_table(const int8_t* t) { return kSigned ? table_of(t) : flipped(table_of(t)); }
 
-#if SHOAL_LANES == 16 || SHOAL_LANES == 4 || defined(SHOAL_VNNI256)
-// acc[lane] += sum over 4 of w[lane][i] * x[i]; x is four signed bytes.
+// acc[lane] += sum over 4 of w[lane][i] * x[i]; x is four signed bytes, of which none is -128.
 inline I dot4(I acc, B w, int32_t x) {
 #if SHOAL_LANES == 16
   return reinterpret_cast<I>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), w, _mm512_set1_epi32(x)));
@@ -108,6 +110,10 @@ inline I dot4(I acc, B w, int32_t x) {
   return reinterpret_cast<I>(_mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(acc), w, _mm256_set1_epi32(x)));
 #elif defined(SHOAL_VNNI256)
   return reinterpret_cast<I>(_mm256_dpbusd_epi32(reinterpret_cast<__m256i>(acc), w, _mm256_set1_epi32(x)));
+#elif SHOAL_LANES == 8
+  // Pairs of products as 16 bits, 2 * 128 * 127 = 32512 at most. The sign goes to the input, as the weights are taken unsigned.
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(_mm256_set1_epi32(x), w));
+  return reinterpret_cast<I>(_mm256_add_epi32(reinterpret_cast<__m256i>(acc), _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
 #elif defined(__ARM_FEATURE_DOTPROD)
   const int8x16_t xs = vreinterpretq_s8_s32(vdupq_n_s32(x));
   return reinterpret_cast<I>(vdotq_s32(reinterpret_cast<int32x4_t>(acc), vreinterpretq_s8_u8(w), xs));
@@ -132,16 +138,6 @@ inline I dot4(I acc, B w, int32_t x) {
 #endif
 }
 
-template <int R, int count, class W>
-inline void dots_one_by_one(I* dots, const W& w, const int8_t* const* q, int first) {
-#pragma GCC unroll 8
-  for (int i = first; i < first + count; ++i) {
-    const B operand = w[i];
-    for (int r = 0; r < R; ++r) dots[r] = dot4(dots[r], operand, four(q[r] + i * 4));
-  }
-}
-#endif
-
 // GCC would sum products in pairs, later, and spill them until then.
 template <class T>
 inline void sum_now([[maybe_unused]] T& sums) {
@@ -150,16 +146,28 @@ inline void sum_now([[maybe_unused]] T& sums) {
 #endif
 }
 
+template <int R, int count, class W>
+inline void dots_one_by_one(I* dots, const W& w, const int8_t* const* q, int first) {
+#pragma GCC unroll 8
+  for (int i = first; i < first + count; ++i) {
+    const B operand = w[i];
+    for (int r = 0; r < R; ++r) {
+      dots[r] = dot4(dots[r], operand, four(q[r] + i * 4));
+      sum_now(dots[r]);
+    }
+  }
+}
+
 // dots[r][lane] += the products of `count` of a block's operands, from `first` on, with inputs of q[r][0..31].
 template <int R, int count, int bits, bool has_table>
 inline void block_dots(I* dots, const Operands<bits, has_table>& w, const int8_t* const* q, int first = 0) {
 #if SHOAL_LANES == 8 && !defined(SHOAL_VNNI256)
-  // Pairs of products as 16 bits. A weight of 4 bits is at most 15, so that the sums of eight pairs fit: 8 * 2 * 15 * 127 = 30480; of 5 bits
-  // those of four, of 6 bits those of two. Of 8 bits one does: 2 * 128 * 127 = 32512. There the sign goes to the input, as the weights are
-  // taken unsigned.
-  const __m256i ones = _mm256_set1_epi16(1);
+  // A weight of 4 bits is at most 15, so that the sums of eight pairs of products fit 16 bits: 8 * 2 * 15 * 127 = 30480; of 5 bits those of
+  // four, of 6 bits those of two.
   constexpr int together = has_table || bits == 8 ? 0 : bits == 4 ? 8 : bits == 5 ? 4 : 2;
-  if constexpr (together > 0) {
+  if constexpr (together == 0) {
+    dots_one_by_one<R, count>(dots, w, q, first);
+  } else {
     __m256i pairs[R];
 #pragma GCC unroll 8
     for (int i = first; i < first + count; ++i) {
@@ -168,17 +176,9 @@ inline void block_dots(I* dots, const Operands<bits, has_table>& w, const int8_t
         const __m256i products = _mm256_maddubs_epi16(operand, _mm256_set1_epi32(four(q[r] + i * 4)));
         pairs[r] = (i - first) % together ? _mm256_add_epi16(pairs[r], products) : products;
         sum_now(pairs[r]);
-        if ((i - first) % together == together - 1 || i == first + count - 1) dots[r] += reinterpret_cast<I>(_mm256_madd_epi16(pairs[r], ones));
-      }
-    }
-  } else {
-#pragma GCC unroll 8
-    for (int i = first; i < first + count; ++i) {
-      const B operand = w[i], size = _mm256_abs_epi8(operand);
-      for (int r = 0; r < R; ++r) {
-        const __m256i turned = _mm256_sign_epi8(_mm256_set1_epi32(four(q[r] + i * 4)), operand);
-        dots[r] += reinterpret_cast<I>(_mm256_madd_epi16(_mm256_maddubs_epi16(size, turned), ones));
-        sum_now(dots[r]);
+        if ((i - first) % together == together - 1 || i == first + count - 1) {
+          dots[r] += reinterpret_cast<I>(_mm256_madd_epi16(pairs[r], _mm256_set1_epi16(1)));
+        }
       }
     }
   }

@@ -20,17 +20,32 @@ struct Activations {
   const int32_t* index = nullptr; // which of these rows each row of the product is; null: they are in order
 };
 
-// Paged keys and values of one layer: [blocks, kv_heads, 32 * (key_dim + value_dim)] of float or bf16. Keys of a block are stored
-// transposed, [key_dim][32], so that 16 tokens' scores are one vector; values are [32][value_dim].
-constexpr int64_t kTokens = 32;  // tokens of a KV block
+constexpr int64_t kTokens = 32;      // tokens of a KV block
+constexpr int64_t kMostKey = 1024;   // numbers of a key
+constexpr int64_t kMostValue = 512;  // numbers of a value
+
+// How keys and values are stored. Q8 and Q4: 8 bits for each number, of Q4 4 bits for those of values, and a bf16 scale for each 32 of one
+// token. (Keys of 4 bits make some models useless: Qwen2.5's have numbers a hundred times as large as the others beside them.) What is
+// stored of a token depends on its key and value alone, so a block has the same bytes however its tokens came into it.
+enum class KvType : uint8_t { Fp32, Bf16, Q8, Q4 };
+KvType kv_type(const std::string& name);  // throws std::invalid_argument
+
+// Bytes of one KV head's keys and values in a block.
+constexpr int64_t kv_head_bytes(KvType type, int64_t key_dim, int64_t value_dim) {
+  if (type == KvType::Fp32 || type == KvType::Bf16) return kTokens * (key_dim + value_dim) * (type == KvType::Bf16 ? 2 : 4);
+  const int64_t keys = (key_dim + kBlock - 1) / kBlock, values = (value_dim + kBlock - 1) / kBlock;
+  return kTokens * (keys * (2 + kBlock) + values * (2 + kBlock * (type == KvType::Q8 ? 8 : 4) / 8));
+}
+
+// Paged keys and values of one layer: [blocks, kv_heads, kv_head_bytes]. Keys of a block are stored transposed, so that 16 tokens' scores
+// are one vector. Floats and bf16: keys [key_dim][32 tokens], values [32 tokens][value_dim]. Q8 and Q4: see RoundedCells.
 struct Pool {
   uint8_t* base;
-  bool bf16;
+  KvType type;
   int64_t kv_heads, key_dim, value_dim;
-  int64_t head_bytes() const { return kTokens * (key_dim + value_dim) * (bf16 ? 2 : 4); }
+  int64_t head_bytes() const { return kv_head_bytes(type, key_dim, value_dim); }
   uint8_t* at(int64_t block, int64_t head) const { return base + (block * kv_heads + head) * head_bytes(); }
 };
-constexpr int64_t kMostValue = 512;  // values of a head
 
 // Query vectors that share a KV head and a block table; each attends to the keys in [first, end).
 struct Query {

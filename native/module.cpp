@@ -172,8 +172,8 @@ Batch checked(const Given& in, int64_t rows, int64_t blocks) {
   return batch;
 }
 
-void check(const AttentionBlock& block, const Batch& batch, const PoolArray& pool, bool bf16) {
-  require(static_cast<int64_t>(pool.shape(1)) == block.heads().block_bytes(bf16), "the pool's blocks have the wrong size");
+void check(const AttentionBlock& block, const Batch& batch, const PoolArray& pool, KvType type) {
+  require(static_cast<int64_t>(pool.shape(1)) == block.heads().block_bytes(type), "the pool's blocks have the wrong size");
   const int at = block.rotation();
   require(at < static_cast<int>(batch.rotations.size()) && (at < 0 || batch.rotations[static_cast<size_t>(at)].half == block.rotated() / 2),
           "a layer's rotation is not given, or has another width");
@@ -202,9 +202,10 @@ class PyStage {
 
   void forward(Out<float, 2> hidden, In<int32_t, 1> starts, In<int32_t, 1> positions, In<int32_t, 2> tables,
                const RotationArrays& rotations, const std::vector<std::shared_ptr<AttentionBlock>>& attention,
-               const std::vector<std::shared_ptr<FeedForwardBlock>>& feed_forward, const std::vector<PoolArray>& pools, bool bf16) {
+               const std::vector<std::shared_ptr<FeedForwardBlock>>& feed_forward, const std::vector<PoolArray>& pools, const std::string& kv_type) {
     require(!pools.empty() && pools.size() == attention.size() && pools.size() == feed_forward.size(), "each layer has two blocks and a pool");
     require(static_cast<int64_t>(hidden.shape(1)) == stage_.width(), "hidden is [rows, hidden]");
+    const KvType type = shoal::kv_type(kv_type);
     const Given in{starts, positions, tables, rotations};
     const Batch batch = checked(in, static_cast<int64_t>(hidden.shape(0)), static_cast<int64_t>(pools[0].shape(0)));
     std::vector<Layer> layers;
@@ -214,30 +215,31 @@ class PyStage {
       require(!experts || experts->set.all_here(), "an expert is not here");
       require(attention[i]->hidden() == stage_.width() && feed_forward[i]->hidden() == stage_.width(), "a block takes another width");
       require(pools[i].shape(0) == pools[0].shape(0), "the pools have different numbers of blocks");
-      check(*attention[i], batch, pools[i], bf16);
+      check(*attention[i], batch, pools[i], type);
       layers.push_back({attention[i].get(), feed_forward[i].get(), pools[i].data()});
     }
     float* h = hidden.data();
     nb::gil_scoped_release release;
-    stage_.forward(h, batch, layers, bf16);
+    stage_.forward(h, batch, layers, type);
   }
 
   nb::ndarray<nb::numpy, int64_t, nb::ndim<2>> route(Out<float, 2> hidden, In<int32_t, 1> starts, In<int32_t, 1> positions,
                                                      In<int32_t, 2> tables, const RotationArrays& rotations,
-                                                     const AttentionBlock& attention, const Experts& experts, PoolArray pool, bool bf16) {
+                                                     const AttentionBlock& attention, const Experts& experts, PoolArray pool, const std::string& kv_type) {
     const int64_t rows = static_cast<int64_t>(hidden.shape(0));
     require(static_cast<int64_t>(hidden.shape(1)) == stage_.width(), "hidden is [rows, hidden]");
     require(attention.hidden() == stage_.width() && experts.hidden() == stage_.width(), "a block takes another width");
+    const KvType type = shoal::kv_type(kv_type);
     const Given in{starts, positions, tables, rotations};
     const Batch batch = checked(in, rows, static_cast<int64_t>(pool.shape(0)));
-    check(attention, batch, pool, bf16);
+    check(attention, batch, pool, type);
     float* h = hidden.data();
     uint8_t* p = pool.data();
     under_way_ = experts.id;
     const std::vector<ExpertRows>* chosen;
     {
       nb::gil_scoped_release release;
-      chosen = &stage_.choose(h, batch, attention, experts, p, bf16);
+      chosen = &stage_.choose(h, batch, attention, experts, p, type);
     }
     const size_t count = chosen->size();
     auto* out = new int64_t[count * 2];
@@ -344,18 +346,19 @@ class PyStage {
   }
 
   void attend(const GroupedQuery& block, In<float, 2> qkv, In<int32_t, 1> starts, In<int32_t, 1> positions, In<int32_t, 2> tables,
-              const RotationArrays& rotations, PoolArray pool, bool bf16, Out<float, 2> out) {
+              const RotationArrays& rotations, PoolArray pool, const std::string& kv_type, Out<float, 2> out) {
     const int64_t rows = static_cast<int64_t>(qkv.shape(0)), q_width = block.heads().q * block.heads().value;
     require(static_cast<int64_t>(qkv.shape(1)) == block.width(), "qkv is [rows, queries + keys + values]");
     require(static_cast<int64_t>(out.shape(0)) == rows && static_cast<int64_t>(out.shape(1)) == q_width, "out is [rows, q heads * value width]");
+    const KvType type = shoal::kv_type(kv_type);
     const Given in{starts, positions, tables, rotations};
     const Batch batch = checked(in, rows, static_cast<int64_t>(pool.shape(0)));
-    check(block, batch, pool, bf16);
+    check(block, batch, pool, type);
     const float* from = qkv.data();
     float* to = out.data();
     uint8_t* p = pool.data();
     nb::gil_scoped_release release;
-    stage_.attention(block, from, batch, p, bf16, to);
+    stage_.attention(block, from, batch, p, type, to);
   }
 
   const char* isa() const { return stage_.isa(); }
@@ -508,9 +511,9 @@ NB_MODULE(_kernels, m) {
   nb::class_<PyStage>(m, "Stage")
       .def(nb::init<int64_t, int, const std::string&>(), "hidden"_a, "threads"_a, "isa"_a = "")
       .def("forward", &PyStage::forward, "hidden"_a, "starts"_a, "positions"_a, "tables"_a, "rotations"_a, "attention"_a, "feed_forward"_a,
-           "pools"_a, "bf16"_a)
+           "pools"_a, "kv_type"_a)
       .def("route", &PyStage::route, "hidden"_a, "starts"_a, "positions"_a, "tables"_a, "rotations"_a, "attention"_a, "experts"_a,
-           "pool"_a, "bf16"_a, nb::rv_policy::automatic)
+           "pool"_a, "kv_type"_a, nb::rv_policy::automatic)
       .def("compute", &PyStage::compute, "hidden"_a, "experts"_a, "places"_a)
       .def("dispatch", &PyStage::dispatch, "experts"_a, "places"_a, "floats"_a, nb::rv_policy::automatic)
       .def("add", &PyStage::add, "hidden"_a, "experts"_a, "places"_a, "rows"_a, "sums"_a)
@@ -519,7 +522,7 @@ NB_MODULE(_kernels, m) {
            nb::rv_policy::automatic)
       .def_prop_ro("awaited", &PyStage::awaited)
       .def("logits", &PyStage::logits, "hidden"_a, "head"_a, "picked"_a, "out"_a)
-      .def("attend", &PyStage::attend, "block"_a, "qkv"_a, "starts"_a, "positions"_a, "tables"_a, "rotations"_a, "pool"_a, "bf16"_a, "out"_a)
+      .def("attend", &PyStage::attend, "block"_a, "qkv"_a, "starts"_a, "positions"_a, "tables"_a, "rotations"_a, "pool"_a, "kv_type"_a, "out"_a)
       .def_prop_ro("isa", &PyStage::isa)
       .def_prop_ro("spent", &PyStage::spent);
 }

@@ -1,9 +1,10 @@
-// Keys and values in their blocks, and attention over them: Kernels::append, attend and merge. Compiled once per instruction set.
+// Attention over keys and values in their blocks: Kernels::append, attend and merge. Compiled once per instruction set.
 #pragma once
 #include <cmath>
 #include <cstring>
 
 #include "kernels.h"
+#include "kv_cells.h"
 #include "vectors.h"
 
 namespace shoal {
@@ -13,34 +14,6 @@ namespace {
 // Queries that are attended together: as many as the registers hold.
 constexpr int kQueries = SHOAL_REGISTERS == 32 ? 6 : SHOAL_LANES == 8 ? 3 : 2;
 
-inline uint16_t to_bf16(float f) {  // to nearest even; a NaN stays one
-  uint32_t bits;
-  std::memcpy(&bits, &f, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-void append(const Pool& pool, int64_t block, int64_t slot, int64_t head, const float* k, const float* v) {
-  uint8_t* base = pool.at(block, head);
-  const int64_t d = pool.key_dim, dv = pool.value_dim;
-  if (pool.bf16) {
-    auto* keys = reinterpret_cast<uint16_t*>(base);
-    uint16_t* values = keys + kTokens * d + slot * dv;
-    for (int64_t i = 0; i < d; ++i) keys[i * kTokens + slot] = to_bf16(k[i]);
-    for (int64_t i = 0; i < dv; ++i) values[i] = to_bf16(v[i]);
-  } else {
-    auto* keys = reinterpret_cast<float*>(base);
-    for (int64_t i = 0; i < d; ++i) keys[i * kTokens + slot] = k[i];
-    std::memcpy(keys + kTokens * d + slot * dv, v, static_cast<size_t>(dv) * 4);
-  }
-}
-
-inline V cache(const float* p) { return load(p); }
-inline V cache(const uint16_t* p) {
-  const U bits = __builtin_convertvector(*reinterpret_cast<const H*>(p), U) << 16;
-  return reinterpret_cast<const V&>(bits);
-}
-
 // What weighted values are multiplied with: one over the sum of their weights, and of the sink's, all relative to `peak`.
 inline float with_sink(float peak, float total, const float* sink) {
   if (!sink) return 1.0f / total;
@@ -49,13 +22,12 @@ inline float with_sink(float peak, float total, const float* sink) {
   return shrink / (total * shrink + std::exp(*sink - highest));
 }
 
-constexpr int kPartsAtOnce = 2;  // vectors of a block's scores that stay in registers
-
-// Flash attention over a run of blocks for up to kQueries queries: running maximum, sum of weights, weighted values.
-template <class T, int N>
+// Flash attention over a run of blocks for N queries: running maximum, sum of weights, weighted values.
+template <class Cells, int N>
 void attend_queries(const Pool& pool, int64_t head, const int32_t* table, int32_t begin, int32_t end, const Scoring& scoring,
                     const Query* queries) {
-  const int64_t d = pool.key_dim, dv = pool.value_dim;
+  const int64_t dv = pool.value_dim;
+  const Cells cells(pool, queries);
   const float scale = scoring.scale, cap = scoring.cap;
   alignas(64) float acc[N][kMostValue];
   alignas(64) float weight[N][kTokens];
@@ -69,31 +41,15 @@ void attend_queries(const Pool& pool, int64_t head, const int32_t* table, int32_
     low = queries[t].first < low ? queries[t].first : low;
     high = queries[t].end > high ? queries[t].end : high;
   }
+  const int32_t all_of = high;  // the next call for these queries may be for what comes after `end`
   low = low < begin ? begin : low, high = high > end ? end : high;
-  constexpr int kParts = kTokens / L;
   I lane;
   for (int i = 0; i < L; ++i) lane[i] = i;
 
   for (int32_t at = low / kTokens * kTokens; at < high; at += kTokens) {
-    const T* keys = reinterpret_cast<const T*>(pool.at(table[at / kTokens], head));
-    const T* values = keys + kTokens * d;
-    // Scores of a part of the block's tokens at a time, so that the sums stay in registers.
-    for (int half = 0; half < kParts; half += kPartsAtOnce) {
-      V scores[N][kPartsAtOnce];
-      for (int t = 0; t < N; ++t) {
-        for (int c = 0; c < kPartsAtOnce; ++c) scores[t][c] = V{};
-      }
-      for (int64_t i = 0; i < d; ++i) {
-        V k[kPartsAtOnce];
-        for (int c = 0; c < kPartsAtOnce; ++c) k[c] = cache(keys + i * kTokens + (half + c) * L);
-        for (int t = 0; t < N; ++t) {
-          for (int c = 0; c < kPartsAtOnce; ++c) scores[t][c] += k[c] * queries[t].q[i];
-        }
-      }
-      for (int t = 0; t < N; ++t) {
-        for (int c = 0; c < kPartsAtOnce; ++c) keep(weight[t] + (half + c) * L, scores[t][c]);
-      }
-    }
+    const uint8_t* block = pool.at(table[at / kTokens], head);
+    const uint8_t* next = at + 2 * kTokens < all_of ? pool.at(table[at / kTokens + 2], head) : block;
+    cells.score(block, next, weight);
     for (int t = 0; t < N; ++t) {
       const int32_t from = (queries[t].first > begin ? queries[t].first : begin) - at;
       const int32_t to = (queries[t].end < end ? queries[t].end : end) - at;
@@ -129,15 +85,7 @@ void attend_queries(const Pool& pool, int64_t head, const int32_t* table, int32_
     }
     // Values of tokens that some query sees; for the other queries their weight is 0.
     const int64_t first = low > at ? low - at : 0, last = high - at < kTokens ? high - at : kTokens;
-    for (int64_t i = 0; i < dv; i += L) {
-      V sums[N];
-      for (int t = 0; t < N; ++t) sums[t] = load(acc[t] + i);
-      for (int64_t j = first; j < last; ++j) {
-        const V v = cache(values + j * dv + i);
-        for (int t = 0; t < N; ++t) sums[t] += v * weight[t][j];
-      }
-      for (int t = 0; t < N; ++t) keep(acc[t] + i, sums[t]);
-    }
+    cells.add(block, next, weight, first, last, acc);
   }
   for (int t = 0; t < N; ++t) {
     if (float* out = queries[t].partial) {
@@ -150,22 +98,41 @@ void attend_queries(const Pool& pool, int64_t head, const int32_t* table, int32_
   }
 }
 
-template <class T>
-void attend_typed(const Pool& pool, int64_t head, const int32_t* table, int32_t begin, int32_t end, const Scoring& scoring,
+template <template <int> class Cells>
+void attend_cells(const Pool& pool, int64_t head, const int32_t* table, int32_t begin, int32_t end, const Scoring& scoring,
                   const Query* queries, int count) {
   int i = 0;
   for (; i + kQueries <= count; i += kQueries) {
-    attend_queries<T, kQueries>(pool, head, table, begin, end, scoring, queries + i);
+    attend_queries<Cells<kQueries>, kQueries>(pool, head, table, begin, end, scoring, queries + i);
   }
-  if (kQueries > 3 && i + 3 <= count) attend_queries<T, 3>(pool, head, table, begin, end, scoring, queries + i), i += 3;
-  for (; i + 2 <= count; i += 2) attend_queries<T, 2>(pool, head, table, begin, end, scoring, queries + i);
-  if (i < count) attend_queries<T, 1>(pool, head, table, begin, end, scoring, queries + i);
+  if (kQueries > 3 && i + 3 <= count) attend_queries<Cells<3>, 3>(pool, head, table, begin, end, scoring, queries + i), i += 3;
+  for (; i + 2 <= count; i += 2) attend_queries<Cells<2>, 2>(pool, head, table, begin, end, scoring, queries + i);
+  if (i < count) attend_queries<Cells<1>, 1>(pool, head, table, begin, end, scoring, queries + i);
+}
+
+template <int N> using Fp32Cells = PlainCells<float, N>;
+template <int N> using Bf16Cells = PlainCells<uint16_t, N>;
+template <int N> using Q8Cells = RoundedCells<8, N>;
+template <int N> using Q4Cells = RoundedCells<4, N>;
+
+void append(const Pool& pool, int64_t block, int64_t slot, int64_t head, const float* k, const float* v) {
+  uint8_t* to = pool.at(block, head);
+  switch (pool.type) {
+    case KvType::Fp32: return Fp32Cells<1>::append(pool, to, slot, k, v);
+    case KvType::Bf16: return Bf16Cells<1>::append(pool, to, slot, k, v);
+    case KvType::Q8: return Q8Cells<1>::append(pool, to, slot, k, v);
+    case KvType::Q4: return Q4Cells<1>::append(pool, to, slot, k, v);
+  }
 }
 
 void attend(const Pool& pool, int64_t head, const int32_t* table, int32_t begin, int32_t end,
             const Scoring& scoring, const Query* queries, int count) {
-  if (pool.bf16) return attend_typed<uint16_t>(pool, head, table, begin, end, scoring, queries, count);
-  attend_typed<float>(pool, head, table, begin, end, scoring, queries, count);
+  switch (pool.type) {
+    case KvType::Fp32: return attend_cells<Fp32Cells>(pool, head, table, begin, end, scoring, queries, count);
+    case KvType::Bf16: return attend_cells<Bf16Cells>(pool, head, table, begin, end, scoring, queries, count);
+    case KvType::Q8: return attend_cells<Q8Cells>(pool, head, table, begin, end, scoring, queries, count);
+    case KvType::Q4: return attend_cells<Q4Cells>(pool, head, table, begin, end, scoring, queries, count);
+  }
 }
 
 void merge(const float* partials, int64_t splits, int64_t value_dim, const float* sink, float* out) {

@@ -53,7 +53,7 @@ void Stage::plan(const Batch& batch, const AttentionBlock& block) {
   space_.tilings.emplace_back(block.heads(), batch, team_.size());
 }
 
-void Stage::forward(float* hidden, const Batch& batch, const std::vector<Layer>& layers, bool bf16) {
+void Stage::forward(float* hidden, const Batch& batch, const std::vector<Layer>& layers, KvType type) {
   Step step{kernels_, batch, space_, hidden, width_};
   space_.tilings.clear();
   for (const Layer& layer : layers) {
@@ -73,7 +73,7 @@ void Stage::forward(float* hidden, const Batch& batch, const std::vector<Layer>&
       const Heads heads = layer.attention->heads();
       Share* own = first + kPhases * static_cast<int64_t>(l);
       Member attention(team_, own, id, few), feed_forward(team_, own + Block::kPhases, id, few);
-      layer.attention->run(attention, step, {layer.pool, bf16, heads.kv, heads.key, heads.value});
+      layer.attention->run(attention, step, {layer.pool, type, heads.kv, heads.key, heads.value});
       lap(spent_.attention);
       layer.feed_forward->run(feed_forward, step);
       lap(layer.feed_forward->routed() ? spent_.experts : spent_.feed_forward);
@@ -93,14 +93,14 @@ void Stage::run(int64_t rows, const std::function<void(Member&)>& body) {
 }
 
 const std::vector<ExpertRows>& Stage::choose(float* hidden, const Batch& batch, const AttentionBlock& attention, const Experts& experts,
-                                             uint8_t* pool, bool bf16) {
+                                             uint8_t* pool, KvType type) {
   Step step{kernels_, batch, space_, hidden, width_};
   space_.tilings.clear();
   plan(batch, attention);
   attention.reserve(step), experts.reserve(step);
   const Heads heads = attention.heads();
   Watch watch;
-  run(batch.rows, [&](Member& member) { attention.run(member, step, {pool, bf16, heads.kv, heads.key, heads.value}); });
+  run(batch.rows, [&](Member& member) { attention.run(member, step, {pool, type, heads.kv, heads.key, heads.value}); });
   watch.lap(spent_.attention);
   run(batch.rows, [&](Member& member) { experts.choose(member, step); });
   watch.lap(spent_.experts);
@@ -250,14 +250,14 @@ void Stage::partial(const ExpertSet& set, const Dispatch& of, int64_t rows, cons
   });
 }
 
-void Stage::attention(const GroupedQuery& block, const float* qkv, const Batch& batch, uint8_t* pool, bool bf16, float* out) {
+void Stage::attention(const GroupedQuery& block, const float* qkv, const Batch& batch, uint8_t* pool, KvType type, float* out) {
   Step step{kernels_, batch, space_, nullptr, width_};
   space_.tilings.clear();
   plan(batch, block);
   block.reserve(step);
   const Heads heads = block.heads();
   std::copy(qkv, qkv + batch.rows * block.width(), space_.qkv.data());
-  run(batch.rows, [&](Member& member) { block.attend(member, step, {pool, bf16, heads.kv, heads.key, heads.value}); });
+  run(batch.rows, [&](Member& member) { block.attend(member, step, {pool, type, heads.kv, heads.key, heads.value}); });
   std::copy(space_.attended.x.data(), space_.attended.x.data() + batch.rows * heads.q * heads.value, out);
 }
 

@@ -39,14 +39,14 @@ class Stage {
  public:
   Stage(const Kernels& kernels, int64_t hidden, int threads);
 
-  // hidden: [rows, width], replaced by the output of the last layer. Keys and values are bf16 or floats.
-  void forward(float* hidden, const Batch& batch, const std::vector<Layer>& layers, bool bf16);
+  // hidden: [rows, width], replaced by the output of the last layer. type: of the keys and values.
+  void forward(float* hidden, const Batch& batch, const std::vector<Layer>& layers, KvType type);
 
   // A layer whose experts come one after the other. `choose` runs its attention and returns the rows of each expert that is needed, the
   // shared one last. Each of them then goes through `compute`, in any order, by its place in what `choose` returned. The layer is done
   // when none is `awaited`. hidden is the same all the time.
   const std::vector<ExpertRows>& choose(float* hidden, const Batch& batch, const AttentionBlock& attention, const Experts& experts,
-                                        uint8_t* pool, bool bf16);
+                                        uint8_t* pool, KvType type);
   // Throws std::invalid_argument for one that is not here or was computed before.
   void compute(float* hidden, const Experts& experts, const std::vector<int64_t>& places);
   // The same for experts that are not here: their rows, and what came back for these, [rows, width].
@@ -66,7 +66,7 @@ class Stage {
   void logits(const float* hidden, const Head& head, const int32_t* picked, int64_t count, float* out);
 
   // Only one layer's attention: qkv [rows, block.width()] in, out [rows, q heads * value].
-  void attention(const GroupedQuery& block, const float* qkv, const Batch& batch, uint8_t* pool, bool bf16, float* out);
+  void attention(const GroupedQuery& block, const float* qkv, const Batch& batch, uint8_t* pool, KvType type, float* out);
 
   int64_t width() const { return width_; }
   const char* isa() const { return kernels_.name; }

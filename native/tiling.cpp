@@ -5,6 +5,7 @@ namespace {
 
 constexpr int32_t kSplit = 512;       // tokens of context processed in one piece; fixed, so that results do not depend on the threads
 constexpr int64_t kTileQueries = 12;  // query vectors of a tile, about
+constexpr int64_t kTilesOfThread = 8;  // that a thread should have at least, to be busy until the others are, too
 
 }  // namespace
 
@@ -14,11 +15,16 @@ Tiling::Tiling(const Heads& shape, const Batch& batch, int threads) : heads(shap
   const int32_t group = static_cast<int32_t>(heads.q / heads.kv);
   const int32_t rows_at_once = static_cast<int32_t>(std::max<int64_t>(1, kTileQueries / group));
   const int32_t cuts = static_cast<int32_t>((group + kTileQueries - 1) / kTileQueries), heads_at_once = (group + cuts - 1) / cuts;
+  const auto splits_of = [&](int32_t s) { return (batch.positions[s] + batch.starts[s + 1] - batch.starts[s] + kSplit - 1) / kSplit; };
+  int64_t all = 0;  // splits of all tiles
   for (int32_t s = 0; s < batch.sequences; ++s) {
-    const int32_t rows = batch.starts[s + 1] - batch.starts[s];
-    const int32_t splits = (batch.positions[s] + rows + kSplit - 1) / kSplit;
-    // A decode row with a long context has too few tiles for the team, so its splits become separate tasks.
-    const bool apart = rows == 1 && splits > 1 && threads > 1;
+    all += (batch.starts[s + 1] - batch.starts[s] + rows_at_once - 1) / rows_at_once * splits_of(s) * heads.kv * cuts;
+  }
+  for (int32_t s = 0; s < batch.sequences; ++s) {
+    const int32_t rows = batch.starts[s + 1] - batch.starts[s], splits = splits_of(s);
+    // A decode row whose tiles are more than a small part of what each thread has to do: its splits become separate tasks. Otherwise a
+    // thread that goes from split to split has the next blocks fetched already.
+    const bool apart = rows == 1 && splits > 1 && threads > 1 && splits * threads * kTilesOfThread > all;
     if (apart) splits_[static_cast<size_t>(s)] = splits, most_splits_ = std::max<int64_t>(most_splits_, splits);
     longest = std::max(longest, splits);
     for (int32_t head = 0; head < heads.kv; ++head) {

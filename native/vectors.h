@@ -34,20 +34,12 @@ typedef float V __attribute__((vector_size(4 * L)));
 typedef int32_t I __attribute__((vector_size(4 * L)));
 typedef uint32_t U __attribute__((vector_size(4 * L)));
 typedef float Vu __attribute__((vector_size(4 * L), aligned(4)));  // unaligned memory
+typedef int32_t Iu __attribute__((vector_size(4 * L), aligned(4)));
 typedef uint16_t H __attribute__((vector_size(2 * L), aligned(2)));
 
 inline V load(const float* p) { return *reinterpret_cast<const Vu*>(p); }
 inline void keep(float* p, V v) { *reinterpret_cast<Vu*>(p) = v; }
 inline V all(float x) { return V{} + x; }
-
-inline float sum_of(V v) {  // pairwise, in a fixed order
-  float a[L];
-  keep(a, v);
-  for (int n = L / 2; n; n /= 2) {
-    for (int i = 0; i < n; ++i) a[i] += a[i + n];
-  }
-  return a[0];
-}
 
 inline int32_t sum_of(I v) {
 #if SHOAL_LANES == 16
@@ -78,6 +70,37 @@ inline void keep_bytes(int8_t* p, I v) {
 #endif
 }
 
+inline int32_t max_of(I v) {
+#if SHOAL_LANES == 16
+  return _mm512_reduce_max_epi32(reinterpret_cast<__m512i>(v));
+#else
+  int32_t most = v[0];
+  for (int lane = 1; lane < L; ++lane) most = v[lane] > most ? v[lane] : most;
+  return most;
+#endif
+}
+
+#if SHOAL_LANES == 16
+template <class F>
+inline float folded(V v, F&& f) {  // pairwise, in the order of those below
+  const __m512 all = reinterpret_cast<__m512>(v);
+  const __m256 eight = f(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  const __m256 four = f(eight, _mm256_permute2f128_ps(eight, eight, 1));
+  const __m256 two = f(four, _mm256_permute_ps(four, 0x4e));
+  return _mm256_cvtss_f32(f(two, _mm256_permute_ps(two, 0xb1)));
+}
+inline float sum_of(V v) { return folded(v, [](__m256 a, __m256 b) { return _mm256_add_ps(a, b); }); }
+inline float max_of(V v) { return folded(v, [](__m256 a, __m256 b) { return _mm256_max_ps(a, b); }); }
+#else
+inline float sum_of(V v) {  // pairwise, in a fixed order
+  float a[L];
+  keep(a, v);
+  for (int n = L / 2; n; n /= 2) {
+    for (int i = 0; i < n; ++i) a[i] += a[i + n];
+  }
+  return a[0];
+}
+
 inline float max_of(V v) {
   float a[L];
   keep(a, v);
@@ -86,6 +109,7 @@ inline float max_of(V v) {
   }
   return a[0];
 }
+#endif
 
 inline V larger(V a, V b) { return a > b ? a : b; }
 

@@ -260,7 +260,7 @@ class NotEnoughMemory(CapacityError):
         missing = max(needed - available, 0)
         super().__init__(
             f"not enough memory for {what}: {human_bytes(needed)} needed, {human_bytes(available)} available on the nodes, "
-            f"{human_bytes(missing)} missing; join more nodes, raise --memory, or choose a lower --precision or --context"
+            f"{human_bytes(missing)} missing; join more nodes, raise --memory, or choose a lower --precision, --kv-type or --context"
         )
         self.needed = needed
         self.available = available

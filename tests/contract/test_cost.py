@@ -80,7 +80,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         layers = len(self.weights.spec.layers)
-        runtime = factory(RuntimeName.NATIVE, self.precision, bf16=True, threads=1)(self.weights, 0)
+        runtime = factory(RuntimeName.NATIVE, self.precision, KvType.BF16, threads=1)(self.weights, 0)
         for block in blocks_of(range(layers), layers):
             self.store.put(block, runtime.pack(self.weights, block))
         runtime.open(max(ROWS))

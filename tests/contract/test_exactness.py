@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jsonschema
 import pytest
 
-from shoal.config import Precision
+from shoal.config import KvType, Precision
 from shoal.executor.constraint import Grammars
 from shoal.models.weights import GgufWeights, Weights
 from shoal.node.grammar_worker import vocabulary
@@ -149,6 +149,16 @@ def test_forks_draw_what_they_would_have_drawn_alone(case: Case) -> None:
         return [(await answered(driver, request))[0] for request in each]
 
     assert play(case, forked, stages=2) == play(case, single)
+
+
+@pytest.mark.parametrize("kv_type", [KvType.Q8, KvType.Q4])
+def test_rounded_keys_and_values(smollm2_weights: GgufWeights, kv_type: KvType) -> None:
+    """In a batch, in chunks, over stages, and with too few blocks for all."""
+    case = made(smollm2_weights, Precision.AUTO)
+    exact = play(case, partial(one_by_one, prompts=case.prompts), kv_type=kv_type)
+    everyone = partial(together, prompts=case.prompts)
+    assert play(case, everyone, kv_type=kv_type, stages=3, threads=2, step_tokens=48) == exact
+    assert play(case, everyone, kv_type=kv_type, stages=2, blocks=9) == exact
 
 
 def test_trained_experts_that_differ(smollm2: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from shoal.config import Precision
+from shoal.config import KvType, Precision
 from shoal.models.families import ARCHITECTURES, BY_MODEL_TYPE
 from shoal.models.weights import GgufWeights, SafetensorsWeights
 from tests.support import gguf_families, health_checks, tiny, tiny_families
@@ -313,7 +313,7 @@ def test_half_precision_files(dtype: torch.dtype, tmp_path: Path) -> None:
 
 def test_bf16_cache_is_near(tmp_path: Path) -> None:
     built = tiny.model("llama")
-    ours = Stages(SafetensorsWeights(tiny.saved(built, tmp_path)), bf16=True).logits(tiny.TOKENS)
+    ours = Stages(SafetensorsWeights(tiny.saved(built, tmp_path)), kv_type=KvType.BF16).logits(tiny.TOKENS)
     theirs = tiny.logits(built, tiny.TOKENS)
     assert 0 < np.abs(ours - theirs).max() < 0.02 * np.abs(theirs).max()
 

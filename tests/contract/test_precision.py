@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shoal.config import Precision
+from shoal.config import KvType, Precision
 from shoal.executor.packing import pack
 from shoal.executor.precision import executed, executed_bytes, kept
 from shoal.models.matrix import BLOCKS, FORMATS, StoredMatrix
@@ -118,7 +118,7 @@ def test_agreement_of_the_likeliest_token(
     answers: list[list[int]],
 ) -> None:
     """Along the answers of float32, each token given those before it."""
-    stages = Stages(smollm2_weights, precision=precision, bf16=precision is AUTO, threads=2)
+    stages = Stages(smollm2_weights, precision=precision, kv_type=KvType.BF16 if precision is AUTO else KvType.FP32, threads=2)
     same: list[bool] = []
     for prompt, answer in zip(prompts, answers, strict=True):
         logits = stages.afresh().logits([*prompt, *answer[:-1]])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from shoal.config import Precision, RuntimeName
+from shoal.config import KvType, Precision, RuntimeName
 from shoal.executor.runtimes import factory
 from shoal.models.weights import GgufWeights, SafetensorsWeights
 from shoal.request import SamplingParams
@@ -86,6 +86,16 @@ def test_rounded_weights_are_near(model: Model, runtime: RuntimeName, precision:
     assert 0 < distance(ours, tiny.logits(built, tiny.TOKENS)) < most
 
 
+@pytest.mark.parametrize(("kv_type", "most"), [(KvType.BF16, 0.01), (KvType.Q8, 0.05), (KvType.Q4, 0.3)])
+def test_rounded_keys_and_values_are_near_and_the_same_however_split(
+    model: Model, runtime: RuntimeName, kv_type: KvType, most: float
+) -> None:
+    built, weights = model("mistral")
+    ours = Stages(weights, runtime=runtime, kv_type=kv_type).logits(tiny.TOKENS)
+    assert 0 < distance(ours, tiny.logits(built, tiny.TOKENS)) < most
+    close(Stages(weights, 2, runtime=runtime, kv_type=kv_type).logits(tiny.TOKENS, 13), ours)
+
+
 @pytest.mark.real
 def test_trained_weights_are_near(smollm2_weights: GgufWeights, exact: np.ndarray, runtime: RuntimeName) -> None:
     assert distance(Stages(smollm2_weights, precision=Precision.Q8, runtime=runtime).logits(TRAINED), exact) < 0.12
@@ -93,7 +103,7 @@ def test_trained_weights_are_near(smollm2_weights: GgufWeights, exact: np.ndarra
 
 def test_it_says_of_a_prompt_what_transformers_says(model: Model, runtime: RuntimeName) -> None:
     (built, weights), tokens = model("llama"), tiny.TOKENS
-    make = factory(runtime, Precision.FP32, bf16=False, threads=1)
+    make = factory(runtime, Precision.FP32, KvType.FP32, threads=1)
     first, last = (stage(weights, layers, blocks=4, make_runtime=make) for layers in (range(1), range(1, 3)))
     plan = StepPlan(0, [], [], [], [], [Chunk(5, 0, tokens, [2, 0, 1], False, PromptQuery(tokens[1:], 3, True))])
     between = first.run(plan, None)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from shoal.config import Precision
+from shoal.config import KvType, Precision
 from shoal.executor.base import Floats, Leases, StageBatch
 from shoal.executor.native_runtime import NativeRuntime
 from shoal.executor.packed_layers import PackedLayers
@@ -54,7 +54,7 @@ def steps(weights: Weights, store: Leases, runtime: NativeRuntime) -> Iterator[F
 
 
 def runtime_for(weights: Weights) -> NativeRuntime:
-    return NativeRuntime(weights.spec, bf16=True, precision=PRECISION, threads=2)
+    return NativeRuntime(weights.spec, kv_type=KvType.BF16, precision=PRECISION, threads=2)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shoal.config import Precision
+from shoal.config import KvType, Precision
 from shoal.control.client import describe
 from shoal.models.weights import GgufWeights
 from shoal.observed.event import EventKind
@@ -48,7 +48,7 @@ def wanted(model: Path) -> tuple[str, str]:
     """What one process answers that holds everything."""
     weights = GgufWeights(model)
     tokenizer = Tokenizer.open(model, weights.file.meta)
-    stages = Stages(weights, precision=Precision.AUTO, bf16=True, threads=2)
+    stages = Stages(weights, precision=Precision.AUTO, kv_type=KvType.BF16, threads=2)
     first, second = (
         tokenizer.decode(stages.afresh().greedy(tokenizer.encode_chat(messages), tokens))
         for messages, tokens in ((SKY, SHORT), (STORY, LONG))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from shoal.config import Precision
+from shoal.config import KvType, Precision
 from shoal.models.weights import GgufWeights
 from shoal.text.tokenizer import Tokenizer
 from tests.support import chats, tiny, tiny_families, upcycled
@@ -33,7 +33,7 @@ def dense(smollm2: Path) -> str:
     """What the dense model answers in float32."""
     weights = GgufWeights(smollm2)
     tokenizer = Tokenizer.open(smollm2, weights.file.meta)
-    return tokenizer.decode(Stages(weights, bf16=True).greedy(tokenizer.encode_chat(SKY), SHORT))
+    return tokenizer.decode(Stages(weights, kv_type=KvType.BF16).greedy(tokenizer.encode_chat(SKY), SHORT))
 
 
 class Served(NamedTuple):

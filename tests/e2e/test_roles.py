@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import random_moe
 from benchmarks.random_moe import Shape
-from shoal.config import EngineSettings, Precision
+from shoal.config import EngineSettings, KvType, Precision
 from shoal.control.client import describe
 from shoal.errors import NotEnoughMemory
 from shoal.executor.cost import model_cost
@@ -43,7 +43,7 @@ def alone(model: Path) -> Answers:
     """What one process answers that holds everything."""
     weights = GgufWeights(model)
     tokenizer = Tokenizer.open(model, weights.file.meta)
-    stages = Stages(weights, precision=Precision.AUTO, bf16=True, threads=2)
+    stages = Stages(weights, precision=Precision.AUTO, kv_type=KvType.BF16, threads=2)
     told = [
         tokenizer.decode(stages.afresh().greedy(tokenizer.encode_chat(messages), tokens))
         for messages, tokens in ((SKY, SHORT), (STORY, LONG))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.config import Precision
+from shoal.config import KvType, Precision
 from shoal.models.weights import GgufWeights
 from shoal.text.tokenizer import Tokenizer
 from tests.support import upcycled
@@ -35,7 +35,7 @@ def wanted(model: Path) -> list[str]:
     """What one process answers that holds everything."""
     weights = GgufWeights(model)
     tokenizer = Tokenizer.open(model, weights.file.meta)
-    stages = Stages(weights, precision=Precision.AUTO, bf16=True, threads=2)
+    stages = Stages(weights, precision=Precision.AUTO, kv_type=KvType.BF16, threads=2)
     return [tokenizer.decode(stages.afresh().greedy(tokenizer.encode_chat(messages), TOKENS)) for messages in STREAMS]
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shoal.config import INSTRUCTION_SETS
+from shoal.config import INSTRUCTION_SETS, KvType
+from shoal.executor.kv_pool import token_bytes
 from shoal.native import BLOCK_TOKENS, kernels
 
 Floats = NDArray[np.float32]
@@ -80,7 +81,7 @@ def nothing_fed_forward(hidden: int) -> Any:
 
 
 def forward(
-    layers: Sequence[tuple[Any, Any, int]],
+    layers: Sequence[tuple[Any, Any, Sequence[int]]],
     x: Floats,
     *,
     angles: Sequence[Doubles] = (),
@@ -88,11 +89,11 @@ def forward(
     beside: int = 0,
     isa: str = "",
     threads: int = 1,
-    bf16: bool = False,
+    kv_type: KvType = KvType.FP32,
 ) -> Floats:
     """The rows of one sequence after some layers: [rows, hidden].
 
-    layers: an attention, a feed-forward part, and the numbers that are kept of a token. angles: of each rotation, [rows, rotated / 2].
+    layers: an attention, a feed-forward part, and the widths of what is kept of a token: keys and values, in turns. angles: of each rotation, [rows, rotated / 2].
     pieces: where the sequence is cut into steps. beside: rows of two other sequences in every step, one before and one after it.
     """
     stage, hidden, rows = module.Stage(x.shape[1], threads, isa), x.shape[1], len(x)
@@ -100,7 +101,7 @@ def forward(
     tables = np.full((3, own), own, np.int32)  # every sequence's last block comes first
     tables[1] = np.arange(own)[::-1]
     tables[2] = own + 1
-    pools = [np.zeros((own + 2, kept * BLOCK_TOKENS * (2 if bf16 else 4)), np.uint8) for _, _, kept in layers]
+    pools = [np.zeros((own + 2, BLOCK_TOKENS * token_bytes(kept, kv_type)), np.uint8) for _, _, kept in layers]
     others = normal(2, beside, hidden, seed=99)
     attention, feed_forward = [layer[0] for layer in layers], [layer[1] for layer in layers]
     out: list[Floats] = []
@@ -112,7 +113,7 @@ def forward(
         step = np.concatenate([others[0], x[first:end], others[1]])
         turned = [np.concatenate([np.zeros((beside, a.shape[1])), a[first:end], np.zeros((beside, a.shape[1]))]) for a in angles]
         rotations = [(np.cos(a).astype(np.float32), np.sin(a).astype(np.float32)) for a in turned]
-        stage.forward(step, starts, positions, tables[chosen].copy(), rotations, attention, feed_forward, pools, bf16)
+        stage.forward(step, starts, positions, tables[chosen].copy(), rotations, attention, feed_forward, pools, kv_type)
         out.append(step[beside : len(step) - beside])
     return np.concatenate(out)
 
@@ -126,7 +127,7 @@ WAYS: list[dict[str, Any]] = [
 """How the same 45 rows may be run, or more."""
 
 
-def assert_it_does_not_matter_how(layers: Sequence[tuple[Any, Any, int]], x: Floats, isa: str, **options: Any) -> None:
+def assert_it_does_not_matter_how(layers: Sequence[tuple[Any, Any, Sequence[int]]], x: Floats, isa: str, **options: Any) -> None:
     """No row depends on what shares its step, or on the threads: bit by bit."""
     whole = forward(layers, x, isa=isa, **options)
     for way in WAYS:

@@ -175,8 +175,8 @@ class Grouped:
     """Of queries and keys: of each head, full, or centred of each head."""
 
     @property
-    def kept(self) -> int:
-        return self.kv_heads * (self.key_dim + self.value_dim)
+    def kept(self) -> tuple[int, ...]:
+        return (self.key_dim, self.value_dim) * self.kv_heads
 
     def _products(self) -> tuple[Product, Product, Product, Product]:
         q, k, v = self.q_heads * self.key_dim, self.kv_heads * self.key_dim, self.kv_heads * self.value_dim
@@ -232,8 +232,8 @@ class LatentQuery:
     scale: float = 0.15
 
     @property
-    def kept(self) -> int:
-        return 2 * self.rank + self.rope
+    def kept(self) -> tuple[int, ...]:
+        return self.rank + self.rope, self.rank
 
     def _products(self) -> dict[str, Product]:
         shapes = {

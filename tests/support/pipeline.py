@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from shoal.config import Precision, RuntimeName
+from shoal.config import KvType, Precision, RuntimeName
 from shoal.errors import StageLost
 from shoal.executor.base import Packed, Runtime, WeightBlock
 from shoal.executor.constraint import Grammars
@@ -36,18 +36,18 @@ def splits(layers: int, stages: int) -> list[range]:
 @lru_cache(160)
 def _packed(precision: Precision, weights: Weights, block: WeightBlock) -> Packed:
     """For one pipeline after another: what they share is only read."""
-    return _native(precision, weights, 1).pack(weights, block)
+    return _native(precision, weights, 1, KvType.FP32).pack(weights, block)
 
 
-def _native(precision: Precision, weights: Weights, threads: int) -> Runtime:
-    return factory(RuntimeName.NATIVE, precision, bf16=False, threads=threads)(weights, 0)
+def _native(precision: Precision, weights: Weights, threads: int, kv_type: KvType) -> Runtime:
+    return factory(RuntimeName.NATIVE, precision, kv_type, threads)(weights, 0)
 
 
 class _Sharing:
     """A runtime whose blocks may have been packed for another one."""
 
-    def __init__(self, precision: Precision, weights: Weights, threads: int) -> None:
-        self._precision, self._runtime = precision, _native(precision, weights, threads)
+    def __init__(self, precision: Precision, weights: Weights, threads: int, kv_type: KvType) -> None:
+        self._precision, self._runtime = precision, _native(precision, weights, threads, kv_type)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runtime, name)
@@ -66,6 +66,7 @@ async def pipeline(
     slots: int = 32,
     step_tokens: int = 256,
     threads: int = 1,
+    kv_type: KvType = KvType.FP32,
     grammars: Grammars | None = None,
 ) -> AsyncIterator[Driver]:
     limits = Limits(blocks, BLOCK_TOKENS, weights.spec.context, slots, step_tokens, 1000, stages)
@@ -77,7 +78,7 @@ async def pipeline(
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     def make(weights: Weights, layer: int) -> Any:
-        return _Sharing(precision, weights, threads)
+        return _Sharing(precision, weights, threads, kv_type)
 
     for i, layers in enumerate(splits(len(weights.spec.layers), stages)):
         executor = stage(weights, layers, blocks=blocks, make_runtime=make, grammars=grammars)

@@ -7,7 +7,7 @@ from itertools import count
 
 import numpy as np
 
-from shoal.config import Precision, RuntimeName
+from shoal.config import KvType, Precision, RuntimeName
 from shoal.executor.base import Leases
 from shoal.executor.journal import JournalLimits
 from shoal.executor.native_runtime import NativeRuntime
@@ -54,14 +54,14 @@ class Line:
         encoding: WireCodec = WireCodec.RAW,
         precision: Precision = Precision.FP32,
         runtime: RuntimeName = RuntimeName.NATIVE,
-        bf16: bool = True,
+        kv_type: KvType = KvType.BF16,
         threads: int = 1,
         chunk: int = 40,
         packed: PackedFinder | None = None,
     ) -> None:
         """packed: finds the files of nodes that stream."""
         self.weights, self.blocks, self.journal, self.codec, self.packed = weights, blocks, journal, encoding, packed
-        self.make = factory(runtime, precision, bf16, threads)
+        self.make = factory(runtime, precision, kv_type, threads)
         self.chunk = chunk
         self.nodes: list[Node] = []
         self.layouts: list[range] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from shoal.config import Precision, RuntimeName
+from shoal.config import KvType, Precision, RuntimeName
 from shoal.executor.base import Leases, Runtime, RuntimeFactory
 from shoal.executor.constraint import Grammars
 from shoal.executor.runtimes import factory
@@ -52,7 +52,7 @@ class Stages:
         weights: Weights,
         splits: int = 1,
         precision: Precision = Precision.FP32,
-        bf16: bool = False,
+        kv_type: KvType = KvType.FP32,
         blocks: int = 16,
         threads: int = 1,
         runtime: RuntimeName = RuntimeName.NATIVE,
@@ -64,7 +64,7 @@ class Stages:
         self.afresh()
 
         def make(weights: Weights, layer: int) -> Any:
-            return _Recording(factory(runtime, precision, bf16, threads)(weights, layer), self._recorded)
+            return _Recording(factory(runtime, precision, kv_type, threads)(weights, layer), self._recorded)
 
         self._stages = [stage(weights, range(a, b), blocks=blocks, make_runtime=make, context=context) for a, b in pairwise(bounds)]
 
@@ -116,7 +116,7 @@ def logits_in_turn(
     bounds = np.linspace(0, len(weights.spec.layers), splits + 1).astype(int).tolist()
 
     def make(weights: Weights, layer: int) -> Any:
-        return _Recording(factory(RuntimeName.NATIVE, precision, False, threads)(weights, layer), seen)
+        return _Recording(factory(RuntimeName.NATIVE, precision, KvType.FP32, threads)(weights, layer), seen)
 
     for a, b in pairwise(bounds):
         one = stage(weights, range(a, b), blocks=width * len(sequences), make_runtime=make)

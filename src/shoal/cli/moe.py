@@ -15,7 +15,7 @@ from rich.markup import escape
 from shoal.cli import batch as batches
 from shoal.cli.batch_size import Work, chosen, fitted
 from shoal.cli.show import described, emit, line, out
-from shoal.config import EngineSettings, KvType, NodeSettings
+from shoal.config import EngineSettings, NodeSettings
 from shoal.errors import ClusterError, ConfigError, NotEnoughMemory
 from shoal.executor.cost import model_cost
 from shoal.executor.expert_slots import AHEAD
@@ -55,7 +55,7 @@ def profile(engine: EngineSettings, node: NodeSettings, batch: int, prompt: int,
             raise ConfigError("the model is larger than memory, and --packed-cache none forbids reading it from disk")
         return PackedLayers.of(weights, home, engine.precision, node.compute_threads, line)
 
-    make = factory(node.runtime, engine.precision, engine.kv_type is KvType.BF16, node.compute_threads, node.isa)
+    make = factory(node.runtime, engine.precision, engine.kv_type, node.compute_threads, node.isa)
     shard = Shard(make, packed=packed, context=min(engine.context, model.spec.context))
     try:
         found = rehearse(shard, weights, room if streamed else 0, batch, prompt, steps)

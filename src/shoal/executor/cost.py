@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from shoal.config import KvType, Precision
+from shoal.executor.kv_pool import token_bytes
 from shoal.executor.precision import UNROUNDED, executed_bytes
 from shoal.models.spec import Experts, Latent, LayerSpec, ModelSpec, Shapes
 from shoal.models.weights import Weights
 from shoal.placement.cost import ExpertsCost, LayerCost, Matrices, ModelCost
+from shoal.placement.workload import KV_ELEMENT
 
 GRAMMAR_GROWTH = 128 << 20
 """Bytes by which the grammar process may grow beyond its size with the tokenizer."""
@@ -56,8 +58,7 @@ class _Parts:
     def matrices(self, layer: int, shapes: Shapes) -> Matrices:
         return sum((self.matrix(f"layers.{layer}.{name}", shape) for name, shape in shapes.items()), Matrices(0, 0))
 
-    def layer(self, i: int, kv_element: int) -> LayerCost:
-        """kv_element: bytes of one number of the keys and values."""
+    def layer(self, i: int, kv_type: KvType) -> LayerCost:
         hidden, layer = self._spec.hidden, self._spec.layers[i]
         attention, feed_forward = layer.attention, layer.feed_forward
         experts: ExpertsCost | None = None
@@ -68,7 +69,7 @@ class _Parts:
             always = feed_forward.matrices(hidden)
         return LayerCost(
             always=self.matrices(i, attention.matrices(hidden)) + self.matrices(i, always),
-            kv_bytes=attention.kv_values * kv_element,
+            kv_bytes=token_bytes(attention.kv_vectors, kv_type),
             attention=attention.operations,
             window=attention.window,
             experts=experts,
@@ -91,13 +92,13 @@ def attention_costs(spec: ModelSpec, weights: Weights | None, precision: Precisi
 
 def model_cost(spec: ModelSpec, weights: Weights | None, precision: Precision, kv_type: KvType, step_tokens: int) -> ModelCost:
     """weights: None if only the model's description is here; its matrices then count as bf16 in the file."""
-    parts, row_bytes, kv_element = _Parts(spec, weights, precision), _row_bytes(spec), 2 if kv_type is KvType.BF16 else 4
+    parts, row_bytes = _Parts(spec, weights, precision), _row_bytes(spec)
     return ModelCost(
-        layers=tuple(parts.layer(i, kv_element) for i in range(len(spec.layers))),
+        layers=tuple(parts.layer(i, kv_type) for i in range(len(spec.layers))),
         head=parts.matrix("head", (spec.vocabulary, spec.hidden)),
         activation_bytes=spec.hidden * 4,
         workspace=_PROCESS + step_tokens * row_bytes,
         last_bytes=_grammars(spec),
         row_bytes=row_bytes,
-        kv_element=kv_element,
+        kv_element=KV_ELEMENT[kv_type],
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shoal.config import KvType
 from shoal.executor.fast_calls import fast_seconds
 from shoal.native import BLOCK_TOKENS, kernels
 
@@ -143,7 +144,7 @@ class KernelCalls:
         attends, mlps = [attend for attend, _ in layers], [mlp for _, mlp in layers]
 
         def run() -> None:
-            stage.forward(values.copy(), starts, positions, tables, turned, attends, mlps, [pool] * len(layers), True)
+            stage.forward(values.copy(), starts, positions, tables, turned, attends, mlps, [pool] * len(layers), KvType.BF16)
 
         return run
 
@@ -158,7 +159,7 @@ class KernelCalls:
         qkv, out = np.ones((rows, q + 2 * _HEADS * _VALUES), np.float32), np.zeros((rows, q), np.float32)
         starts, positions = np.array([0, rows], np.int32), np.array([position], np.int32)
         table = np.arange(blocks, dtype=np.int32)[None]
-        return lambda: stage.attend(block, qkv, starts, positions, table, [], pool, True, out)
+        return lambda: stage.attend(block, qkv, starts, positions, table, [], pool, KvType.BF16, out)
 
     def attend_many(self, far: bool) -> Callable[[], None]:
         """Attention of some sequences, one row each. far: whether every call reads others, which no cache holds then."""
@@ -178,4 +179,4 @@ class KernelCalls:
         starts, positions = np.arange(rows + 1, dtype=np.int32), np.full(rows, context, np.int32)
         every = np.arange(len(pool), dtype=np.int32).reshape(-1, per)
         tables = [np.ascontiguousarray(np.resize(every[i : i + rows], (rows, per))) for i in range(0, len(every), rows)]
-        return [partial(stage.attend, block, qkv, starts, positions, table, [], pool, True, out) for table in tables]
+        return [partial(stage.attend, block, qkv, starts, positions, table, [], pool, KvType.BF16, out) for table in tables]

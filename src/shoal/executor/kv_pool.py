@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.config import KvType
 from shoal.models.spec import LayerSpec, ModelSpec
 from shoal.native import BLOCK_TOKENS
 from shoal.observed.computing import ComputeParts
+from shoal.placement.workload import KV_ELEMENT
+
+ROUNDED = {KvType.Q8: 8, KvType.Q4: 4}
+"""Bits of a number of the values, where numbers share scales; those of keys have 8."""
+_GROUP, _SCALE = 32, 2
+"""Numbers that share a scale, and its bytes; the last group of a vector is filled up."""
 
 
-def block_bytes(layer: LayerSpec, bf16: bool) -> int:
+def token_bytes(vectors: Sequence[int], kv_type: KvType) -> int:
+    """Bytes of what is kept of a token in a layer: keys and values of these widths, in turns."""
+    if kv_type not in ROUNDED:
+        return int(sum(vectors) * KV_ELEMENT[kv_type])
+    keys, values = (sum(-(-width // _GROUP) for width in widths) for widths in (vectors[::2], vectors[1::2]))
+    return keys * (_GROUP + _SCALE) + values * (_GROUP * ROUNDED[kv_type] // 8 + _SCALE)
+
+
+def block_bytes(layer: LayerSpec, kv_type: KvType) -> int:
     """Bytes of one KV block in a layer."""
-    return BLOCK_TOKENS * layer.attention.kv_values * (2 if bf16 else 4)
+    return BLOCK_TOKENS * token_bytes(layer.attention.kv_vectors, kv_type)
 
 
 class KvPool:
     """Blocks of each layer: uint8 [blocks, bytes], aligned to cache lines. The system allocates pages when they are first written."""
 
-    def __init__(self, spec: ModelSpec, bf16: bool) -> None:
-        self.bf16 = bf16
+    def __init__(self, spec: ModelSpec, kv_type: KvType) -> None:
+        self.kv_type = kv_type
         self._spec = spec
         self._blocks = 0
         self._layers: dict[int, NDArray[np.uint8]] = {}
@@ -31,7 +48,7 @@ class KvPool:
     def of(self, layer: int) -> NDArray[np.uint8]:
         """The blocks of a layer; a new layer gets empty ones."""
         if layer not in self._layers:
-            size = self._blocks * block_bytes(self._spec.layers[layer], self.bf16)
+            size = self._blocks * block_bytes(self._spec.layers[layer], self.kv_type)
             raw = np.zeros(size + 64, np.uint8)
             offset = -raw.ctypes.data % 64
             self._layers[layer] = raw[offset : offset + size].reshape(self._blocks, -1)
@@ -51,8 +68,8 @@ class KvPool:
 class HostRuntime:
     """What runtimes have in common whose keys, values and activations are in the machine's memory."""
 
-    def __init__(self, spec: ModelSpec, bf16: bool) -> None:
-        self._pool = KvPool(spec, bf16)
+    def __init__(self, spec: ModelSpec, kv_type: KvType) -> None:
+        self._pool = KvPool(spec, kv_type)
 
     @property
     def spent(self) -> ComputeParts:

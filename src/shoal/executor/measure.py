@@ -13,7 +13,7 @@ import numpy as np
 import structlog
 
 from shoal import allowance
-from shoal.config import NodeSettings
+from shoal.config import KvType, NodeSettings
 from shoal.errors import ConfigError, WeightsUnreadable
 from shoal.executor.disk_speed import sampled_disk
 from shoal.executor.machine_profile import remembered
@@ -133,7 +133,7 @@ def _measure_kernels(threads: int, isa: str) -> Speed:
         hidden = np.ones((rows, _HIDDEN), np.float32)
         starts, positions, tables = np.array([0, rows], np.int32), np.zeros(1, np.int32), np.array([[0, 1]], np.int32)
         attends, mlps = zip(*layers[:count], strict=True)
-        stage.forward(hidden, starts, positions, tables, [], list(attends), list(mlps), list(pool[:count]), True)
+        stage.forward(hidden, starts, positions, tables, [], list(attends), list(mlps), list(pool[:count]), KvType.BF16)
 
     shapes, held = attention + mlp, sum(part.nbytes for both in layers for part in both)
     flops = 2.0 * _ROWS * _PREFILL_LAYERS * sum(n * k for n, k in shapes)

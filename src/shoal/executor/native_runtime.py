@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shoal.config import Precision
+from shoal.config import KvType, Precision
 from shoal.errors import ConfigError, LocalProtocolError
 from shoal.executor.base import (
     Angles,
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 
 class NativeRuntime(HostRuntime):
-    """bf16: how keys and values are stored. Raises ConfigError."""
+    """Raises ConfigError."""
 
-    def __init__(self, spec: ModelSpec, *, bf16: bool, precision: Precision, threads: int, isa: str = "") -> None:
+    def __init__(self, spec: ModelSpec, *, kv_type: KvType, precision: Precision, threads: int, isa: str = "") -> None:
         if (module := kernels()) is None:
             raise ConfigError(f"the native runtime cannot be used here: {missing()}, or use --runtime onnxruntime")
         self._module = module
@@ -52,7 +52,7 @@ class NativeRuntime(HostRuntime):
             self._stage = module.Stage(spec.hidden, threads, isa)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        super().__init__(spec, bf16)
+        super().__init__(spec, kv_type)
         self._spec, self._precision, self._threads = spec, precision, threads
         self._waited = 0.0
         """Seconds, for workers."""
@@ -88,9 +88,9 @@ class NativeRuntime(HostRuntime):
         pools = [self._pool.of(layer) for layer in run]
         rows = (batch.starts, batch.positions, batch.tables, angles)
         if not leases.apart(run.start):
-            self._stage.forward(hidden, *rows, attention, feed_forward, pools, self._pool.bf16)
+            self._stage.forward(hidden, *rows, attention, feed_forward, pools, self._pool.kv_type)
             return
-        needed = self._stage.route(hidden, *rows, attention[0], feed_forward[0], pools[0], self._pool.bf16)
+        needed = self._stage.route(hidden, *rows, attention[0], feed_forward[0], pools[0], self._pool.kv_type)
         if (remote := leases.elsewhere(run.start)) is None:
             self._run_here(run.start, feed_forward[0], needed[:, 0].tolist(), list(range(len(needed))), hidden, leases)
         else:

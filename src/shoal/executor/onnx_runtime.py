@@ -9,9 +9,10 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.config import Precision
+from shoal.config import KvType, Precision
+from shoal.errors import ConfigError
 from shoal.executor.base import Angles, BlockPart, Floats, Ints, Leases, Packed, Program, StageBatch, WeightBlock
-from shoal.executor.kv_pool import HostRuntime
+from shoal.executor.kv_pool import ROUNDED, HostRuntime
 from shoal.executor.native_blocks import grouped_query
 from shoal.executor.onnx_runtimes import Segment, SegmentRuntime
 from shoal.executor.onnx_support import check_expressible
@@ -20,7 +21,7 @@ from shoal.executor.packing import required
 from shoal.executor.segments import segments
 from shoal.models.spec import GroupedQuery, ModelSpec, rotation
 from shoal.models.weights import Weights
-from shoal.native import kernels, reference
+from shoal.native import kernels, missing, reference
 from shoal.observed.computing import ComputeParts
 
 
@@ -35,13 +36,17 @@ class _Segments:
 
 
 class OnnxRuntime(HostRuntime):
-    """Raises UnsupportedModel for a model that the segments cannot express."""
+    """Raises UnsupportedModel for a model that the segments cannot express, ConfigError for keys and values that only the kernels can round."""
 
-    def __init__(self, spec: ModelSpec, *, segments: SegmentRuntime, bf16: bool, precision: Precision, threads: int, isa: str = "") -> None:
+    def __init__(
+        self, spec: ModelSpec, *, segments: SegmentRuntime, kv_type: KvType, precision: Precision, threads: int, isa: str = ""
+    ) -> None:
         check_expressible(spec, segments.name)
         self._segments, self._precision, self._spec = segments, precision, spec
-        super().__init__(spec, bf16)
+        super().__init__(spec, kv_type)
         self._attention = _Attention(spec, threads, isa)
+        if kv_type in ROUNDED and not self._attention.compiled:
+            raise ConfigError(f"--kv-type {kv_type} needs the compiled kernels: {missing()}, or use --kv-type bf16")
         self._spent = ComputeParts()
 
     @property
@@ -77,7 +82,7 @@ class OnnxRuntime(HostRuntime):
             feed_forward = leases.lease(WeightBlock(layer, BlockPart.FEED_FORWARD))
             began = perf_counter()
             (qkv,) = attention.made["before"].run(residual=hidden)
-            attended = self._attention.run(layer, qkv, batch, angles, self._pool.of(layer), self._pool.bf16, attention.norms)
+            attended = self._attention.run(layer, qkv, batch, angles, self._pool.of(layer), self._pool.kv_type, attention.norms)
             (hidden,) = attention.made["after"].run(attended=attended, residual=hidden)
             attended_at = perf_counter()
             (hidden,) = feed_forward.made["mlp"].run(residual=hidden)
@@ -105,6 +110,10 @@ class _Attention:
         self._module = kernels()
         self._stage = None if self._module is None else self._module.Stage(16, threads, isa)
 
+    @property
+    def compiled(self) -> bool:
+        return self._stage is not None
+
     def run(
         self,
         layer: int,
@@ -112,7 +121,7 @@ class _Attention:
         batch: StageBatch,
         angles: list[Angles],
         pool: NDArray[np.uint8],
-        bf16: bool,
+        kv_type: KvType,
         norms: tuple[Floats | None, Floats | None],
     ) -> Floats:
         kind = self._spec.layers[layer].attention
@@ -121,7 +130,7 @@ class _Attention:
         if self._module is None or self._stage is None:
             cos, sin = angles[at]
             return reference.attend(
-                qkv, batch.starts, batch.positions, batch.tables, cos, sin, pool, bf16, kind.window, *norms,
+                qkv, batch.starts, batch.positions, batch.tables, cos, sin, pool, kv_type, kind.window, *norms,
                 kv_heads=kind.kv_heads, head_dim=kind.head_dim, eps=self._spec.eps, scale=kind.scaling,
             )  # fmt: skip
         made = [None if norm is None else self._module.Norm(norm, self._spec.eps) for norm in norms]
@@ -129,5 +138,5 @@ class _Attention:
             self._module.Around(), None, None, None, None, q_norm=made[0], k_norm=made[1], **grouped_query(kind, at)
         )
         out = np.empty((len(qkv), kind.q_heads * kind.values), np.float32)
-        self._stage.attend(block, qkv, batch.starts, batch.positions, batch.tables, angles, pool, bf16, out)
+        self._stage.attend(block, qkv, batch.starts, batch.positions, batch.tables, angles, pool, kv_type, out)
         return out

@@ -13,7 +13,7 @@ import numpy as np
 import structlog
 
 from shoal import __version__
-from shoal.config import Precision, RuntimeName
+from shoal.config import KvType, Precision, RuntimeName
 from shoal.errors import ConfigError
 from shoal.executor.base import BlockPart, Runtime, RuntimeFactory, StageBatch, WeightBlock
 from shoal.executor.measure import median_seconds
@@ -58,27 +58,27 @@ def check_runtime(runtime: RuntimeName) -> None:
         raise ConfigError(f"this machine has no runtime for layers: {reasons}; one of them is enough")
 
 
-def factory(runtime: RuntimeName, precision: Precision, bf16: bool, threads: int, isa: str = "") -> RuntimeFactory:
-    """Makes what runs a model's layers. bf16: how keys and values are stored. The factory raises ConfigError if the requested runtime is not
+def factory(runtime: RuntimeName, precision: Precision, kv_type: KvType, threads: int, isa: str = "") -> RuntimeFactory:
+    """Makes what runs a model's layers. The factory raises ConfigError if the requested runtime is not
     here, UnsupportedModel if it cannot run the model."""
 
     def make(weights: Weights, layer: int) -> Runtime:
         chosen = fastest(weights, layer, precision, threads, isa) if runtime is RuntimeName.AUTO else runtime
-        return _made(chosen, weights.spec, precision, bf16, threads, isa)
+        return _made(chosen, weights.spec, precision, kv_type, threads, isa)
 
     return make
 
 
-def _made(runtime: RuntimeName, spec: ModelSpec, precision: Precision, bf16: bool, threads: int, isa: str) -> Runtime:
+def _made(runtime: RuntimeName, spec: ModelSpec, precision: Precision, kv_type: KvType, threads: int, isa: str) -> Runtime:
     check_runtime(runtime)
     if runtime is RuntimeName.NATIVE:
-        return NativeRuntime(spec, bf16=bf16, precision=precision, threads=threads, isa=isa)
+        return NativeRuntime(spec, kv_type=kv_type, precision=precision, threads=threads, isa=isa)
     # Heavy imports, needed only by nodes that run them.
     from shoal.executor.onnx_runtime import OnnxRuntime
     from shoal.executor.onnx_runtimes import OpenVino, OrtRuntime
 
     segments = OpenVino(threads) if runtime is RuntimeName.OPENVINO else OrtRuntime(threads)
-    return OnnxRuntime(spec, segments=segments, bf16=bf16, precision=precision, threads=threads, isa=isa)
+    return OnnxRuntime(spec, segments=segments, kv_type=kv_type, precision=precision, threads=threads, isa=isa)
 
 
 def able(spec: ModelSpec, model: str = "this model") -> list[RuntimeName]:
@@ -122,7 +122,7 @@ def fastest(weights: Weights, at: int, precision: Precision, threads: int, isa: 
     scores: dict[RuntimeName, float] = {}
     for runtime in candidates:
         try:
-            scores[runtime] = _score(_made(runtime, spec, precision, True, threads, isa), weights, at)
+            scores[runtime] = _score(_made(runtime, spec, precision, KvType.BF16, threads, isa), weights, at)
         except OSError as error:  # an ONNX segment is compiled from a temporary file
             log.warning("a runtime could not be tried and is left out", runtime=str(runtime), reason=str(error))
     if not scores:

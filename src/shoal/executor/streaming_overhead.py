@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shoal.config import Precision
+from shoal.config import KvType, Precision
 from shoal.executor.base import Angles, Floats, StageBatch
 from shoal.executor.native_runtime import NativeRuntime
 from shoal.executor.packed_layers import PackedLayers
@@ -81,7 +81,7 @@ class _Step:
 
 def _steps(packed: PackedLayers, spec: ModelSpec, memory: int, threads: int, isa: str, seconds: float) -> _Step:
     """The fastest of some steps, and what they take of the processor and read, on average."""
-    runtime = NativeRuntime(spec, bf16=True, precision=Precision.AUTO, threads=threads, isa=isa)
+    runtime = NativeRuntime(spec, kv_type=KvType.BF16, precision=Precision.AUTO, threads=threads, isa=isa)
     runtime.open(1)
     store = StreamedStore(packed, range(_LAYERS), memory)
     try:

@@ -105,9 +105,14 @@ class GroupedQuery(msgspec.Struct, frozen=True):
         return self.scale or self.head_dim**-0.5
 
     @property
+    def kv_vectors(self) -> tuple[int, ...]:
+        """Widths of what is kept of a token: keys and values, in turns."""
+        return (self.head_dim, self.values) * self.kv_heads
+
+    @property
     def kv_values(self) -> int:
         """Numbers that are kept of a token."""
-        return self.kv_heads * (self.head_dim + self.values)
+        return sum(self.kv_vectors)
 
     @property
     def operations(self) -> int:
@@ -159,9 +164,14 @@ class Latent(msgspec.Struct, frozen=True):
     window: int = 0
 
     @property
+    def kv_vectors(self) -> tuple[int, ...]:
+        """Widths of what is kept of a token: keys and values, in turns."""
+        return self.kv_rank + self.rope_dim, self.kv_rank
+
+    @property
     def kv_values(self) -> int:
         """Numbers that are kept of a token."""
-        return 2 * self.kv_rank + self.rope_dim
+        return sum(self.kv_vectors)
 
     @property
     def operations(self) -> int:

@@ -178,7 +178,7 @@ class Stage:
         attention: Sequence[AttentionBlock],
         feed_forward: Sequence[FeedForwardBlock],
         pools: Sequence[_Bytes],
-        bf16: bool,
+        kv_type: str,
     ) -> None:
         """Runs layers over hidden: [rows, hidden], in place. starts: [sequences + 1], positions: [sequences], tables: [sequences, blocks],
         rotations: cosines and sines, [rows, rotated / 2] each; two blocks and a pool for each layer: [blocks, bytes]."""
@@ -193,7 +193,7 @@ class Stage:
         attention: AttentionBlock,
         experts: Experts,
         pool: _Bytes,
-        bf16: bool,
+        kv_type: str,
     ) -> NDArray[np.int64]:
         """Runs a layer's attention and router over hidden, in place. Returns [needed, 2]: experts by rising number with their rows; the shared
         one, if there is one, is last, with the number of experts as its number. The layer is done when all were computed."""
@@ -212,7 +212,7 @@ class Stage:
         tables: _Ints,
         rotations: Sequence[tuple[_Floats, _Floats]],
         pool: _Bytes,
-        bf16: bool,
+        kv_type: str,
         out: _Floats,
     ) -> None:
         """Rotation, append and attention alone. qkv: [rows, queries + keys + values]; out: [rows, q_heads * value_dim]."""

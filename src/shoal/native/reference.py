@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.config import KvType
 from shoal.native import BLOCK_TOKENS
 
 Floats = NDArray[np.float32]
@@ -56,7 +57,7 @@ def attend(
     cos: Floats,
     sin: Floats,
     pool: NDArray[np.uint8],
-    bf16: bool,
+    kv_type: KvType,
     window: int,
     q_norm: Floats | None,
     k_norm: Floats | None,
@@ -73,11 +74,12 @@ def attend(
     positions: [sequences] position of that row
     tables:    [sequences, width] block ids; entries past a sequence's length are not read
     cos, sin:  [rows, head_dim / 2]
+    kv_type:   fp32 or bf16
     pool:      uint8 [blocks, bytes]: per block and KV head the keys [head_dim][32], then the values [32][head_dim]
     window:    tokens that a query sees, itself included; 0: all
     returns    [rows, q heads * head_dim]
     """
-    rows = len(qkv)
+    rows, bf16 = len(qkv), kv_type is KvType.BF16
     heads = qkv.reshape(rows, -1, head_dim)
     q_heads = heads.shape[1] - 2 * kv_heads
     q, k, v = heads[:, :q_heads], heads[:, q_heads : q_heads + kv_heads], heads[:, q_heads + kv_heads :]

@@ -48,8 +48,7 @@ class PulledModel:
         self._listed = True
         """Whether all that was read are the files that the head names."""
         journals = JournalLimits(settings.journal_memory, settings.journal_disk_bytes, wire_codec(order.codec))
-        bf16 = order.kv_type == KvType.BF16
-        make = factory(settings.runtime, self._precision, bf16, settings.compute_threads, settings.isa)
+        make = factory(settings.runtime, self._precision, KvType(order.kv_type), settings.compute_threads, settings.isa)
         self._read: Path | None = None  # where the last layers came from
         self._grammars = GrammarProcess(self._tokenizer)
         self._finder = self._packed if self._packed_folder is not None else None

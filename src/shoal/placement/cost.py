@@ -141,7 +141,7 @@ class ModelCost:
     """Bytes that only the last stage needs besides those."""
     row_bytes: int = 0
     """Bytes of a step's buffers for each of its rows: what `workspace` holds for the rows that it was made for."""
-    kv_element: int = 2
+    kv_element: float = 2.0
     """Bytes of one number of the keys and values, as the layers' `kv_bytes` count them."""
 
     @property

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from shoal.config import KvType
 from shoal.placement.hardware import Hardware
 
-KV_ELEMENT = {KvType.FP32: 4, KvType.BF16: 2}
-"""Bytes of one number of the keys and values."""
+KV_ELEMENT = {KvType.FP32: 4.0, KvType.BF16: 2.0, KvType.Q8: 1 + 2 / 32, KvType.Q4: 3 / 4 + 2 / 32}
+"""Bytes of one number of the keys and values, on average; with its part of the scale that 32 numbers share."""
 
 
 @dataclass(frozen=True)

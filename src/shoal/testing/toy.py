@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 from llguidance import LLTokenizer, TokenizerWrapper
 
+from shoal.config import KvType
 from shoal.control import messages as control
 from shoal.errors import RemoteProtocolError, WeightsUnreadable
 from shoal.executor.base import Angles, BlockPart, Collect, Floats, Ints, Leases, Program, Send, StageBatch, StageOutput, WeightBlock, here
@@ -161,7 +162,7 @@ class ToyRuntime(HostRuntime):
     name = "toy"
 
     def __init__(self, layers: int) -> None:
-        super().__init__(spec(layers), bf16=True)
+        super().__init__(spec(layers), kv_type=KvType.BF16)
 
     def pack(self, weights: Any, block: WeightBlock, without: Container[int] = ()) -> _ToyBlock:
         return _ToyBlock(LAYER_BYTES if block.part is BlockPart.FEED_FORWARD else 0)

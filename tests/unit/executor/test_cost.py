@@ -31,7 +31,7 @@ def cost(weights: Weights, precision: Precision = Precision.Q8, kv_type: KvType 
 @pytest.mark.parametrize("precision", list(Precision))
 @pytest.mark.parametrize("part", [range(LAYERS), range(1), range(1, LAYERS)])
 def test_what_is_held_is_what_the_kernels_hold(weights: Weights, precision: Precision, part: range) -> None:
-    shard = Shard(factory(RuntimeName.NATIVE, precision, bf16=True, threads=1))
+    shard = Shard(factory(RuntimeName.NATIVE, precision, KvType.BF16, threads=1))
     shard.load(part, weights)
     counted = cost(weights, precision)
     held = sum(layer.held_bytes for layer in counted.layers[part.start : part.stop])
@@ -40,7 +40,7 @@ def test_what_is_held_is_what_the_kernels_hold(weights: Weights, precision: Prec
 
 @pytest.mark.parametrize("kv_type", list(KvType))
 def test_keys_and_values_take_what_the_pool_takes(weights: Weights, kv_type: KvType) -> None:
-    taken = [block_bytes(layer, kv_type is KvType.BF16) for layer in weights.spec.layers]
+    taken = [block_bytes(layer, kv_type) for layer in weights.spec.layers]
     assert [layer.kv_bytes * BLOCK_TOKENS for layer in cost(weights, kv_type=kv_type).layers] == taken
 
 

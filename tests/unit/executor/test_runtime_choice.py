@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shoal.config import Precision, RuntimeName
+from shoal.config import KvType, Precision, RuntimeName
 from shoal.errors import ConfigError, UnsupportedModel
 from shoal.executor import onnx_runtime, runtimes
 from shoal.executor.segments import quantised
@@ -118,6 +118,16 @@ def test_segments_without_the_kernels_use_the_reference(weights: SafetensorsWeig
     wanted = Stages(weights).logits(tiny.TOKENS)
     monkeypatch.setattr(onnx_runtime, "kernels", lambda: None)
     assert np.abs(Stages(weights, runtime=RuntimeName.ONNXRUNTIME).logits(tiny.TOKENS) - wanted).max() < 1e-4
+
+
+@pytest.mark.parametrize("kv_type", [KvType.Q8, KvType.Q4])
+def test_the_reference_does_not_round_keys_and_values(
+    weights: SafetensorsWeights, kv_type: KvType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_runtime, "kernels", lambda: None)
+    monkeypatch.setattr(onnx_runtime, "missing", lambda: "there are no kernels")
+    with pytest.raises(ConfigError, match=f"--kv-type {kv_type} needs the compiled kernels: there are no kernels, or use --kv-type bf16"):
+        Stages(weights, runtime=RuntimeName.ONNXRUNTIME, kv_type=kv_type)
 
 
 @pytest.mark.parametrize(("format", "bits"), [("q8_0", 8), ("q4_0", 4)])

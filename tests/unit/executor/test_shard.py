@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shoal.config import Precision, RuntimeName
+from shoal.config import KvType, Precision, RuntimeName
 from shoal.errors import CorruptModel, LocalProtocolError, RemoteProtocolError
 from shoal.executor.journal import JournalLimits
 from shoal.executor.shard import Shard
@@ -369,7 +369,7 @@ def test_a_refill_from_tokens_needs_the_first_layer(weights: Weights) -> None:
 @pytest.mark.parametrize("at", [2, 4])
 def test_segments_are_dealt_out_anew_as_blocks_are(weights: Weights, at: int) -> None:
     def played(runtime: RuntimeName, moved: bool) -> dict[int, list[int]]:
-        line = begun(Case(weights, Precision.FP32), 0, 3, 6, runtime=runtime, bf16=False, threads=1)
+        line = begun(Case(weights, Precision.FP32), 0, 3, 6, runtime=runtime, kv_type=KvType.FP32, threads=1)
         if moved:
             before = line.kv()
             assert line.enter(cut(0, at, 6), line.nodes) == ([] if at > 3 else [0, 1, 2])
@@ -386,10 +386,10 @@ def test_segments_are_dealt_out_anew_as_blocks_are(weights: Weights, at: int) ->
 
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", [0, 1, 2])
-def test_a_trained_model_goes_on_bit_by_bit(smollm2: Path, lost: int) -> None:
+@pytest.mark.parametrize(("lost", "kv_type"), [(0, KvType.BF16), (1, KvType.BF16), (2, KvType.BF16), (1, KvType.Q8), (2, KvType.Q4)])
+def test_a_trained_model_goes_on_bit_by_bit(smollm2: Path, lost: int, kv_type: KvType) -> None:
     weights = GgufWeights(smollm2)
-    line = Line(weights, precision=Precision.AUTO, blocks=24)
+    line = Line(weights, precision=Precision.AUTO, blocks=24, kv_type=kv_type)
     line.enter(cut(0, 10, 20, 30), [Node(line) for _ in range(3)])
     for sequence in range(3):
         line.add(sequence, [(i * 37 + sequence) % 4000 + 5 for i in range(90)])

@@ -309,16 +309,31 @@ struct Other {
   bool sink = false;
 };
 
-void check_attend(const Kernels& kernels, bool bf16, int64_t d, int32_t length, int32_t window, Other other = {}) {
+// Number i of a key or value of q8 or q4 in its block, of which `base` is the first byte: see RoundedCells.
+double rounded(const uint8_t* base, bool q8, int64_t keys, int64_t slot, int64_t i, bool value) {
+  const bool wide = q8 || !value;  // only values have 4 bits
+  const int64_t bytes = wide ? 32 : 16, at = i % 32;
+  const uint8_t* group = base + (value ? (keys + 31) / 32 * kTokens * 34 : 0) + i / 32 * kTokens * (2 + bytes);
+  const double scale = widened(reinterpret_cast<const uint16_t*>(group)[slot]);
+  const int64_t byte = wide ? at : at % 16;
+  const uint8_t code = group[2 * kTokens + (value ? (slot / 2 * bytes + byte) * 2 + slot % 2 : (byte / 4 * kTokens + slot) * 4 + byte % 4)];
+  if (wide) return scale * (value ? static_cast<int8_t>(code) : code - 128);
+  return scale * ((at < 16 ? code & 15 : code >> 4) - 8);
+}
+
+void check_attend(const Kernels& kernels, KvType type, int64_t d, int32_t length, int32_t window, Other other = {}) {
   const int64_t dv = other.value ? other.value : d;
+  constexpr const char* kTypes[] = {"fp32", "bf16", "q8", "q4"};
+  constexpr double kOff[] = {0, 0.02, 0.02, 0.7};  // of the numbers that are stored
+  const double off = kOff[static_cast<int>(type)], most = type < KvType::Q8 ? 1e-5 : 0.02;  // rounded keys meet rounded queries
   const Scoring scoring{0.125f, other.cap};
   const float sink = 1.5f;
   const int64_t blocks = (length + kTokens - 1) / kTokens, kv_heads = 2, head = 1;
-  const std::string name = std::string("attend ") + (bf16 ? "bf16" : "fp32") + ", heads of " + std::to_string(d) + ", " +
+  const std::string name = std::string("attend ") + kTypes[static_cast<int>(type)] + ", heads of " + std::to_string(d) + ", " +
                            std::to_string(length) + " tokens, window " + std::to_string(window) +
                            ", values of " + std::to_string(dv) + (other.sink ? ", a sink" : "");
-  std::vector<uint8_t> memory(static_cast<size_t>(blocks * kv_heads * kTokens * (d + dv) * 4));
-  const Pool pool{memory.data(), bf16, kv_heads, d, dv};
+  std::vector<uint8_t> memory(static_cast<size_t>(blocks * kv_heads * kv_head_bytes(type, d, dv)));
+  const Pool pool{memory.data(), type, kv_heads, d, dv};
   std::vector<int32_t> table;
   for (int64_t b = 0; b < blocks; ++b) table.push_back(static_cast<int32_t>(blocks - 1 - b));  // scattered
   const std::vector<float> keys = normal(length * d, 21), values = normal(length * dv, 22);
@@ -328,14 +343,15 @@ void check_attend(const Kernels& kernels, bool bf16, int64_t d, int32_t length, 
   const auto cached = [&](int64_t t, int64_t i, bool value) -> double {
     const int64_t at = value ? kTokens * d + t % kTokens * dv + i : i * kTokens + t % kTokens;
     const uint8_t* base = pool.at(table[size_t(t / kTokens)], head);
-    if (bf16) return widened(reinterpret_cast<const uint16_t*>(base)[at]);
+    if (type >= KvType::Q8) return rounded(base, type == KvType::Q8, d, t % kTokens, i, value);
+    if (type == KvType::Bf16) return widened(reinterpret_cast<const uint16_t*>(base)[at]);
     return reinterpret_cast<const float*>(base)[at];
   };
   for (int64_t i = 0; i < d; ++i) {
-    check(std::fabs(cached(length - 1, i, false) - keys[size_t((length - 1) * d + i)]) <= (bf16 ? 0.02 : 0), name + ": a key in the cache");
+    check(std::fabs(cached(length - 1, i, false) - keys[size_t((length - 1) * d + i)]) <= off, name + ": a key in the cache");
   }
   for (int64_t i = 0; i < dv; ++i) {
-    check(std::fabs(cached(length - 1, i, true) - values[size_t((length - 1) * dv + i)]) <= (bf16 ? 0.02 : 0), name + ": a value in the cache");
+    check(std::fabs(cached(length - 1, i, true) - values[size_t((length - 1) * dv + i)]) <= off, name + ": a value in the cache");
   }
 
   constexpr int kCount = 7;
@@ -359,7 +375,7 @@ void check_attend(const Kernels& kernels, bool bf16, int64_t d, int32_t length, 
     for (double value : sum) wanted.push_back(value / total);
   }
   kernels.attend(pool, head, table.data(), 0, length, scoring, queries.data(), kCount);
-  check(error(out, wanted) < 1e-5, name + " is off by " + std::to_string(error(out, wanted)));
+  check(error(out, wanted) < most, name + " is off by " + std::to_string(error(out, wanted)));
 
   const std::vector<float> together = out;
   for (const Query& query : queries) kernels.attend(pool, head, table.data(), 0, length, scoring, &query, 1);
@@ -373,7 +389,7 @@ void check_attend(const Kernels& kernels, bool bf16, int64_t d, int32_t length, 
     kernels.attend(pool, head, table.data(), split * piece, std::min(length, (split + 1) * piece), scoring, queries.data(), kCount);
   }
   for (int i = 0; i < kCount; ++i) kernels.merge(&partial[size_t(i * splits * (dv + 2))], splits, dv, queries[size_t(i)].sink, &out[size_t(i * dv)]);
-  check(error(out, wanted) < 1e-5, name + " in pieces is off by " + std::to_string(error(out, wanted)));
+  check(error(out, wanted) < most, name + " in pieces is off by " + std::to_string(error(out, wanted)));
 }
 
 // A stage
@@ -411,7 +427,7 @@ std::vector<float> stepped(const Kernels& kernels, int threads) {
   Experts experts(around, {linear(8, hidden, "f32", 301), {}, {}}, set, routing);
   std::vector<std::vector<uint8_t>> memory;
   for (const AttentionBlock* block : std::initializer_list<const AttentionBlock*>{&grouped, &latent}) {
-    memory.emplace_back(static_cast<size_t>(blocks * block->heads().block_bytes(false)));
+    memory.emplace_back(static_cast<size_t>(blocks * block->heads().block_bytes(KvType::Fp32)));
   }
   std::vector<float> x = normal(rows * hidden, 13), c, s;
   for (int64_t r = 0; r < rows; ++r) {
@@ -419,7 +435,7 @@ std::vector<float> stepped(const Kernels& kernels, int threads) {
   }
   const int32_t starts[] = {0, static_cast<int32_t>(rows)}, positions[] = {0}, table[] = {1, 0};
   stage.forward(x.data(), {rows, 1, starts, positions, table, 2, {{c.data(), s.data(), 8}}},
-                {{&grouped, &dense, memory[0].data()}, {&latent, &experts, memory[1].data()}}, false);
+                {{&grouped, &dense, memory[0].data()}, {&latent, &experts, memory[1].data()}}, KvType::Fp32);
   return x;
 }
 
@@ -440,11 +456,11 @@ int main(int count, char** names) {
       for (const Format& format : kFormats) check_gemm(kernels, format), check_extremes(kernels, format);
       check_rows(kernels);
       check_sums(kernels);
-      for (bool bf16 : {false, true}) {
-        check_attend(kernels, bf16, 16, 1, 0), check_attend(kernels, bf16, 64, 33, 0), check_attend(kernels, bf16, 128, 200, 0);
-        check_attend(kernels, bf16, 256, 70, 7), check_attend(kernels, bf16, 48, 200, 40);
-        check_attend(kernels, bf16, 64, 70, 0, {48, 0, false}), check_attend(kernels, bf16, 16, 200, 40, {0, 2.0f, true});
-        check_attend(kernels, bf16, 576, 70, 0, {512, 0, true});
+      for (KvType type : {KvType::Fp32, KvType::Bf16, KvType::Q8, KvType::Q4}) {
+        check_attend(kernels, type, 16, 1, 0), check_attend(kernels, type, 64, 33, 0), check_attend(kernels, type, 128, 200, 0);
+        check_attend(kernels, type, 256, 70, 7), check_attend(kernels, type, 48, 200, 40);
+        check_attend(kernels, type, 64, 70, 0, {48, 0, false}), check_attend(kernels, type, 16, 200, 40, {0, 2.0f, true});
+        check_attend(kernels, type, 576, 70, 0, {512, 0, true});
       }
       check_stage(kernels);
     } catch (const std::exception& error) {

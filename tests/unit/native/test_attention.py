@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shoal.config import KvType
 from tests.support.kernel_parts import (
     assert_it_does_not_matter_how,
     compiled,
@@ -64,7 +65,7 @@ def test_every_form(isa: str, form: str) -> None:
 def test_rounded_keys_and_values_are_near(isa: str, form: str) -> None:
     wanted = FORMS[form]
     turned, layers = angles(wanted.rotated), [(wanted.made(module.Around()), nothing_fed_forward(HIDDEN), wanted.kept)]
-    got = forward(layers, X, angles=[turned], isa=isa, bf16=True)
+    got = forward(layers, X, angles=[turned], isa=isa, kv_type=KvType.BF16)
     assert 0 < error(got - X, wanted(X.astype(np.float64), turned)) < 0.01
 
 
@@ -136,8 +137,8 @@ def test_latent_attention_goes_through_all_of_its_phases(isa: str) -> None:
 
 @on_every_isa
 @pytest.mark.parametrize("target", ["f32", "q8"])
-@pytest.mark.parametrize("bf16", [False, True])
-def test_no_row_depends_on_what_shares_its_step(isa: str, target: str, bf16: bool) -> None:
+@pytest.mark.parametrize("kv_type", list(KvType))
+def test_no_row_depends_on_what_shares_its_step(isa: str, target: str, kv_type: KvType) -> None:
     norm = Normed(normal(HIDDEN, seed=5))
     forms: list[Grouped | LatentQuery] = [
         Grouped(sinks=True, window=20, rotated=16, norm="head"),
@@ -146,7 +147,7 @@ def test_no_row_depends_on_what_shares_its_step(isa: str, target: str, bf16: boo
         LatentQuery(heads=6, rank=64, value_dim=16),
     ]
     layers = [(form.made(module.Around(norm.made()), target=target), nothing_fed_forward(HIDDEN), form.kept) for form in forms]
-    assert_it_does_not_matter_how(layers, X, isa, angles=[angles(16)], bf16=bf16)
+    assert_it_does_not_matter_how(layers, X, isa, angles=[angles(16)], kv_type=kv_type)
 
 
 @on_every_isa

@@ -29,14 +29,14 @@ def pool() -> Any:
 
 def whole(block: Any, x: Floats, isa: str) -> Floats:
     hidden = x.copy()
-    module.Stage(HIDDEN, 2, isa).forward(hidden, *arrays(len(x)), [nothing_attended(HIDDEN)], [block], [pool()], False)
+    module.Stage(HIDDEN, 2, isa).forward(hidden, *arrays(len(x)), [nothing_attended(HIDDEN)], [block], [pool()], "fp32")
     return hidden
 
 
 def apart(block: Any, given: list[Any], x: Floats, isa: str, order: list[int], waves: list[int]) -> Floats:
     """order: of the experts, by numbers that are taken modulo what is left. waves: how many go together, one after the other."""
     stage, hidden = module.Stage(HIDDEN, 2, isa), x.copy()
-    needed = stage.route(hidden, *arrays(len(x)), nothing_attended(HIDDEN), block, pool(), False)
+    needed = stage.route(hidden, *arrays(len(x)), nothing_attended(HIDDEN), block, pool(), "fp32")
     left, turn = list(range(len(needed))), 0
     while left:
         assert stage.awaited == len(left)
@@ -123,7 +123,7 @@ def test_a_step_does_not_go_on_with_another_block_in_the_place_of_its_own() -> N
     stage, x = module.Stage(HIDDEN, 1, ""), normal(3, HIDDEN)
     for _ in range(20):
         block = Routed.random(count=8, chosen=4).made(module.Around())
-        needed = stage.route(x, *arrays(3), nothing_attended(HIDDEN), block, pool(), False)
+        needed = stage.route(x, *arrays(3), nothing_attended(HIDDEN), block, pool(), "fp32")
         del block
         gc.collect()
         other = Routed.random(count=2, chosen=1).made(module.Around())
@@ -136,7 +136,7 @@ def test_a_step_out_of_order_is_refused() -> None:
     block, stage, x = routed.made(module.Around()), module.Stage(HIDDEN, 1, ""), normal(3, HIDDEN)
     with pytest.raises(ValueError, match="another block"):
         stage.compute(x, block, [0])
-    needed = stage.route(x, *arrays(3), nothing_attended(HIDDEN), block, pool(), False)
+    needed = stage.route(x, *arrays(3), nothing_attended(HIDDEN), block, pool(), "fp32")
     for wrong, why in (([len(needed)], "of that place"), ([-1], "of that place"), ([1, 0], "do not rise"), ([0, 0], "do not rise")):
         with pytest.raises(ValueError, match=why):
             stage.compute(x, block, wrong)
@@ -151,7 +151,7 @@ def test_a_step_out_of_order_is_refused() -> None:
     with pytest.raises(ValueError, match="not here"):
         stage.compute(x, block, [0])
     with pytest.raises(ValueError, match="not here"):
-        stage.forward(x, *arrays(3), [nothing_attended(HIDDEN)], [block], [pool()], False)
+        stage.forward(x, *arrays(3), [nothing_attended(HIDDEN)], [block], [pool()], "fp32")
     for expert in (-1, 4):
         with pytest.raises(ValueError, match="no such expert"):
             block.place(expert, None)

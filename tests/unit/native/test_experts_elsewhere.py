@@ -36,7 +36,7 @@ class Elsewhere:
         self.set = module.ExpertSet(self.given, width=width, hidden=HIDDEN)
         self.worker = module.Stage(HIDDEN, 1, isa)
         self.stage, self.hidden = module.Stage(HIDDEN, 2, isa), x.copy()
-        self.needed = self.stage.route(self.hidden, *arrays(len(x)), nothing_attended(HIDDEN), self.block, pool(), False)
+        self.needed = self.stage.route(self.hidden, *arrays(len(x)), nothing_attended(HIDDEN), self.block, pool(), "fp32")
 
     def partial(self, experts: int, rows: Any, entries: int, body: bytes) -> Any:
         """What a worker makes of what was dispatched."""
@@ -212,7 +212,7 @@ def test_what_does_not_belong_to_the_step_is_not_added() -> None:
 def test_rows_are_not_rounded_for_experts_that_are_not() -> None:
     routed, x = Routed.random(count=EXPERTS, chosen=3), normal(ROWS, HIDDEN, seed=4)
     block, stage = routed.made(module.Around(), "f32"), module.Stage(HIDDEN, 1, "")
-    stage.route(x, *arrays(ROWS), nothing_attended(HIDDEN), block, pool(), False)
+    stage.route(x, *arrays(ROWS), nothing_attended(HIDDEN), block, pool(), "fp32")
     with pytest.raises(ValueError, match="take floats"):
         stage.dispatch(block, [0], False)
 

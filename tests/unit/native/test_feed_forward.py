@@ -20,7 +20,7 @@ from tests.support.kernel_parts import (
 from tests.support.kernel_reference import ACTIVATIONS, Mlp, Normed, Product, Routed
 
 pytestmark = compiled
-HIDDEN, KEPT = 64, 32
+HIDDEN, KEPT = 64, (16, 16)
 X = normal(45, HIDDEN)
 
 

@@ -159,8 +159,8 @@ def step(**changes: Any) -> dict[str, Any]:
         "rotations": [(normal(5, 16), normal(5, 16))],
         "attention": [FORM.made(around())],
         "feed_forward": [module.Dense(around(), mlp())],
-        "pools": [np.zeros((3, 32 * FORM.kept * 4), np.uint8)],
-        "bf16": False,
+        "pools": [np.zeros((3, 32 * sum(FORM.kept) * 4), np.uint8)],
+        "kv_type": "fp32",
     }
     return {**given, **changes}
 
@@ -191,8 +191,10 @@ STEPS: dict[str, dict[str, Any]] = {
     "no layers": {"attention": [], "feed_forward": [], "pools": []},
     "a part too few": {"feed_forward": []},
     "a pool too few": {"pools": []},
-    "a pool of other blocks": {"pools": [np.zeros((3, 32 * FORM.kept * 2), np.uint8)]},
-    "a pool of rounded blocks": {"bf16": True},
+    "a pool of other blocks": {"pools": [np.zeros((3, 32 * sum(FORM.kept) * 2), np.uint8)]},
+    "a pool of rounded blocks": {"kv_type": "bf16"},
+    "a pool of blocks of 8 bits": {"kv_type": "q8"},
+    "an unknown type of keys and values": {"kv_type": "q9"},
     "an attention of another width": {"attention": [nothing_attended(48)] if ISAS else []},
     "an attention without matrices": {"attention": [None]},
     "a feed-forward part of another width": {"feed_forward": [nothing_fed_forward(48)] if ISAS else []},
@@ -211,7 +213,7 @@ def test_steps_that_cannot_be(what: str) -> None:
 def test_pools_of_different_numbers_of_blocks() -> None:
     one = step()
     twice = {name: one[name] * 2 for name in ("attention", "feed_forward")}
-    pools = [np.zeros((blocks, 32 * FORM.kept * 4), np.uint8) for blocks in (3, 2)]
+    pools = [np.zeros((blocks, 32 * sum(FORM.kept) * 4), np.uint8) for blocks in (3, 2)]
     with pytest.raises(ValueError, match="numbers of blocks"):
         module.Stage(HIDDEN, 1).forward(*step(**twice, pools=pools).values())
 

@@ -9,6 +9,7 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
+from shoal.config import KvType
 from shoal.native import BLOCK_TOKENS, reference
 from tests.support.kernel_parts import ISAS, Floats, compiled, error, module, normal, on_every_isa, packed, times
 
@@ -143,11 +144,11 @@ class Case:
         q_heads: int = 4,
         kv_heads: int = 2,
         head_dim: int = 16,
-        bf16: bool = False,
+        kv_type: KvType = KvType.FP32,
         window: int = 0,
     ) -> None:
         rng = np.random.default_rng(len(pasts))
-        self.q_heads, self.kv_heads, self.head_dim, self.bf16, self.window = q_heads, kv_heads, head_dim, bf16, window
+        self.q_heads, self.kv_heads, self.head_dim, self.kv_type, self.window = q_heads, kv_heads, head_dim, kv_type, window
         self.starts = np.cumsum([0, *rows]).astype(np.int32)
         self.positions = np.array(pasts, np.int32)
         need = [-(-(p + r) // BLOCK_TOKENS) for p, r in zip(pasts, rows, strict=True)]
@@ -160,14 +161,14 @@ class Case:
         angles = rng.uniform(0, 6, (total, head_dim // 2))
         self.cos, self.sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         past = rng.standard_normal((len(ids), kv_heads * 2 * BLOCK_TOKENS * head_dim)).astype(np.float32)
-        self.pool = (reference.to_bf16(past) if bf16 else past).view(np.uint8)
+        self.pool = (reference.to_bf16(past) if kv_type is KvType.BF16 else past).view(np.uint8)
 
     def reference(self, norms: tuple[Floats, Floats] | None = None) -> tuple[Floats, NDArray[np.uint8]]:
         pool = self.pool.copy()
         q_norm, k_norm = norms or (None, None)
         tables = np.maximum(self.tables, 0)
         out = reference.attend(
-            self.qkv, self.starts, self.positions, tables, self.cos, self.sin, pool, self.bf16, self.window, q_norm, k_norm,
+            self.qkv, self.starts, self.positions, tables, self.cos, self.sin, pool, self.kv_type, self.window, q_norm, k_norm,
             kv_heads=self.kv_heads, head_dim=self.head_dim, eps=1e-6, scale=0.25,
         )  # fmt: skip
         return out, pool
@@ -182,7 +183,7 @@ class Case:
         )  # fmt: skip
         out = np.empty((len(self.qkv), self.q_heads * self.head_dim), np.float32)
         rotations = [(self.cos, self.sin)]
-        module.Stage(16, threads, isa).attend(block, self.qkv, self.starts, self.positions, self.tables, rotations, pool, self.bf16, out)
+        module.Stage(16, threads, isa).attend(block, self.qkv, self.starts, self.positions, self.tables, rotations, pool, self.kv_type, out)
         return out, pool
 
     def alone(self, s: int) -> Case:
@@ -197,17 +198,17 @@ class Case:
 
 def assert_close(case: Case, isa: str, threads: int = 1, norms: tuple[Floats, Floats] | None = None) -> None:
     (got, pool), (wanted, wanted_pool) = case.native(isa, threads, norms), case.reference(norms)
-    assert np.allclose(got, wanted, rtol=1e-4, atol=2e-2 if case.bf16 and norms else 2e-5)
-    cells = np.uint16 if case.bf16 else np.float32
+    assert np.allclose(got, wanted, rtol=1e-4, atol=2e-2 if case.kv_type is KvType.BF16 and norms else 2e-5)
+    cells = np.uint16 if case.kv_type is KvType.BF16 else np.float32
     a, b = pool.view(cells), wanted_pool.view(cells)
-    assert np.abs(a.astype(np.float64) - b).max() <= (1 if case.bf16 else 1e-5)
+    assert np.abs(a.astype(np.float64) - b).max() <= (1 if case.kv_type is KvType.BF16 else 1e-5)
 
 
 @on_every_isa
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("kv_type", [KvType.FP32, KvType.BF16])
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2), (9, 3), (8, 1)])
-def test_decode_and_prefill_in_one_step(isa: str, bf16: bool, heads: tuple[int, int]):
-    assert_close(Case([0, 31, 32, 70, 5], [1, 1, 1, 40, 33], q_heads=heads[0], kv_heads=heads[1], bf16=bf16), isa)
+def test_decode_and_prefill_in_one_step(isa: str, kv_type: KvType, heads: tuple[int, int]):
+    assert_close(Case([0, 31, 32, 70, 5], [1, 1, 1, 40, 33], q_heads=heads[0], kv_heads=heads[1], kv_type=kv_type), isa)
 
 
 @on_every_isa
@@ -237,9 +238,9 @@ def test_queries_and_keys_may_be_normalised(isa: str):
 
 @on_every_isa
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("bf16", [False, True])
-def test_a_sequence_does_not_depend_on_its_batch(isa: str, threads: int, bf16: bool):
-    case = Case([0, 33, 700, 1200, 64], [5, 1, 1, 20, 1], q_heads=6, bf16=bf16)
+@pytest.mark.parametrize("kv_type", [KvType.FP32, KvType.BF16])
+def test_a_sequence_does_not_depend_on_its_batch(isa: str, threads: int, kv_type: KvType):
+    case = Case([0, 33, 700, 1200, 64], [5, 1, 1, 20, 1], q_heads=6, kv_type=kv_type)
     whole, _ = case.native(isa, threads)
     for s, (first, end) in enumerate(pairwise(case.starts)):
         assert np.array_equal(case.alone(s).native(isa, threads)[0], whole[first:end])
@@ -252,9 +253,9 @@ def test_threads_change_nothing(isa: str):
 
 
 @on_every_isa
-@pytest.mark.parametrize("bf16", [False, True])
-def test_a_prompt_in_chunks_is_the_prompt_at_once(isa: str, bf16: bool):
-    whole = Case([0], [50], bf16=bf16)
+@pytest.mark.parametrize("kv_type", [KvType.FP32, KvType.BF16])
+def test_a_prompt_in_chunks_is_the_prompt_at_once(isa: str, kv_type: KvType):
+    whole = Case([0], [50], kv_type=kv_type)
     wanted, _ = whole.native(isa)
     rows: list[Floats] = []
     for first, end in ((0, 1), (1, 33), (33, 50)):
