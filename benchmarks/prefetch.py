@@ -21,7 +21,7 @@ from time import perf_counter
 
 from benchmarks import random_moe
 from benchmarks.report import processor
-from shoal.config import Precision, RuntimeName
+from shoal.config import KvType, Precision, RuntimeName
 from shoal.executor.base import Floats
 from shoal.executor.foresight import Foresight, Routers
 from shoal.executor.packed_layers import PackedLayers
@@ -79,7 +79,7 @@ class Stream:
         layers, blocks = range(len(weights.spec.layers)), len(tokens) // 32 + 1
         self.store = StreamedStore(packed(file, weights), layers, file.stat().st_size * share // 100, foresight=makes)
         self.store.fill()
-        runtime = factory(RuntimeName.NATIVE, Precision.AUTO, True, threads)(weights, 0)
+        runtime = factory(RuntimeName.NATIVE, Precision.AUTO, KvType.BF16, threads)(weights, 0)
         runtime.open(blocks)
         self._stage = StageExecutor(weights.spec, layers, runtime, self.store, blocks, {}, weights)
         self._tokens = tokens

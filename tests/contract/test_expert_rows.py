@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from shoal.config import Precision, RuntimeName
+from shoal.config import KvType, Precision, RuntimeName
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
@@ -45,7 +45,7 @@ def routed(built: Any, tokens: list[int]) -> Counts:
 
 
 def made() -> Shard:
-    return Shard(factory(RuntimeName.NATIVE, Precision.FP32, False, 1))
+    return Shard(factory(RuntimeName.NATIVE, Precision.FP32, KvType.FP32, 1))
 
 
 def entered(shard: Shard, weights: SafetensorsWeights, layers: range) -> StageExecutor:

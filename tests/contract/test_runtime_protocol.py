@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from shoal.config import Precision, RuntimeName
+from shoal.config import KvType, Precision, RuntimeName
 from shoal.errors import LocalProtocolError
 from shoal.executor.base import Angles, BlockPart, Runtime, StageBatch, WeightBlock
 from shoal.executor.runtimes import factory
@@ -69,7 +69,7 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     built = {"experts": lambda: tiny_families.model("qwen2 moe"), "latent": lambda: tiny_families.model("deepseek v3")}
     model = built.get(kind, lambda: tiny.model("qwen3"))()
     read = SafetensorsWeights(tiny.saved(model, tmp_path_factory.mktemp("model")))
-    maker = factory(RuntimeName(name), Precision.FP32, False, 1)
+    maker = factory(RuntimeName(name), Precision.FP32, KvType.FP32, 1)
     return lambda: _made(maker(read, 0), read)
 
 

@@ -64,7 +64,7 @@ def test_so_it_does_split_and_in_chunks(model: Model, runtime: RuntimeName) -> N
 def test_steps_with_drafts_say_what_single_steps_say(model: Model, runtime: RuntimeName) -> None:
     _, weights = model("qwen3")
     said = Stages(weights, runtime=runtime).greedy(tiny.TOKENS[:9], 12)
-    make = factory(runtime, Precision.FP32, bf16=False, threads=1)
+    make = factory(runtime, Precision.FP32, KvType.FP32, threads=1)
     one = stage(weights, range(len(weights.spec.layers)), blocks=2, make_runtime=make)
     opened, again = [Opened(0, SamplingParams(temperature=0), [], [])], list[int]()
     tokens, at, drafts = tiny.TOKENS[:9], 0, list[int]()

@@ -227,7 +227,7 @@ class Alone:
     """One sequence through a stage of all layers, whose store a test makes."""
 
     def __init__(self, model: Model, store: StreamedStore) -> None:
-        runtime = factory(RuntimeName.NATIVE, model.precision, True, 2)(model.weights, 0)
+        runtime = factory(RuntimeName.NATIVE, model.precision, KvType.BF16, 2)(model.weights, 0)
         runtime.open(8)
         self.store, self._vocabulary = store, model.weights.spec.vocabulary
         self._stage = StageExecutor(model.weights.spec, model.layers, runtime, store, 8, {}, model.weights)

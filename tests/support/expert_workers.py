@@ -11,7 +11,7 @@ from random import Random
 from time import perf_counter
 from typing import Any
 
-from shoal.config import Precision, RuntimeName
+from shoal.config import KvType, Precision, RuntimeName
 from shoal.executor.base import Floats, StageOutput
 from shoal.executor.cost import expert_bytes
 from shoal.executor.expert_bank import ExpertBank
@@ -145,7 +145,7 @@ class Asking:
         memory: int = 0,
     ) -> None:
         layers = range(len(weights.spec.layers))
-        self.shard = Shard(factory(RuntimeName.NATIVE, precision, False, 1), packed=packed)
+        self.shard = Shard(factory(RuntimeName.NATIVE, precision, KvType.FP32, 1), packed=packed)
         self.shard.load(layers, weights, streamed=memory > 0)
         self.split = split or Split(1, 1e-4)
         self.stage = self.shard.enter(layers, range(0), blocks, memory, RemoteExperts(away, also or {}, self.split, degrade))
