@@ -77,7 +77,8 @@ class PlainCells {
   }
 
   // sums[query] += the values of the block's tokens [first, last), each times its weight.
-  void add(const uint8_t* block, const uint8_t* next, const float (*weight)[kTokens], int64_t first, int64_t last, float (*sums)[kMostValue]) const {
+  void add(const uint8_t* block, const uint8_t* next, const float (*weight)[kTokens], int64_t first, int64_t last,
+           float (*sums)[kMostValue]) const {
     const T* values = reinterpret_cast<const T*>(block) + kTokens * d_;
     const T* fetched = reinterpret_cast<const T*>(next) + kTokens * d_;
     int64_t i = 0;
@@ -161,7 +162,9 @@ inline void pairs_of_halves(const uint8_t* p, Pairs* low, Pairs* high) {  // of 
 inline I dot2(I acc, Pairs v, int32_t w) {
   return reinterpret_cast<I>(_mm512_dpwssd_epi32(reinterpret_cast<__m512i>(acc), v, _mm512_set1_epi32(w)));
 }
-inline void keep(int16_t* to, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(v))); }
+inline void keep(int16_t* to, I v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(v)));
+}
 #elif SHOAL_LANES == 8
 using Pairs = __m256i;
 inline Pairs pairs(const uint8_t* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
@@ -202,9 +205,9 @@ inline void keep(int16_t* to, I v) {
 
 constexpr float kLeastWeight = 1e-34f;  // weights, times scales, that are no larger than that count as zeros: their inverse is not finite
 
-// 8 bits for each number, `bits` for those of values, and N queries that share them. A key or value is cut into groups of 32 numbers, the last filled up with
-// zeros. A group of all 32 tokens of a block: their scales, bf16 [32], then their codes, of keys [8][32 tokens][4], of values
-// [16 pairs of tokens][group bytes][2]. 8 bits: a code is a byte, of a key 128 more than the number. 4 bits: a byte holds 8 more than the
+// 8 bits for each number, `bits` for those of values, and N queries that share them. A key or value is cut into groups of 32 numbers, the
+// last filled up with zeros. A group of all 32 tokens of a block: their scales, bf16 [32], then their codes, of keys [8][32 tokens][4], of
+// values [16 pairs of tokens][group bytes][2]. 8 bits: a code is a byte, of a key 128 more than the number. 4 bits: a byte holds 8 more than the
 // numbers i (low bits) and i + 16 (high bits). Products are made of whole numbers: queries are rounded to 8 bits in the same groups, and the
 // weights of a block's values, times the values' scales, to 16 bits.
 template <int bits, int N>
@@ -272,7 +275,8 @@ class RoundedCells {
     }
   }
 
-  void add(const uint8_t* block, const uint8_t* next, const float (*weight)[kTokens], int64_t first, int64_t last, float (*sums)[kMostValue]) const {
+  void add(const uint8_t* block, const uint8_t* next, const float (*weight)[kTokens], int64_t first, int64_t last,
+           float (*sums)[kMostValue]) const {
     const uint8_t* group = block + groups_ * kKeyGroup;
     for (int64_t g = 0; g < value_groups_; ++g, group += kGroup) {
       alignas(64) int16_t rounded[N][kTokens];

@@ -16,7 +16,8 @@
 //
 // With Scaling::Factors there are, in place of the scales and the offsets, [k/32][2][16] i8 factors, each of 16 weights, as many of the
 // minimums if there are any, [k/256][16] f16, and as many for the minimums; a scale is the product of its factor and its half, and so is
-// a minimum. Q6 is always like that; Q4 may be, with a table, and only it has minimums then. Stored formats map onto all this without rounding a weight again.
+// a minimum. Q6 is always like that; Q4 may be, with a table, and only it has minimums then. Stored formats map onto all this
+// without rounding a weight again.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -67,8 +68,8 @@ struct Matrix {
 
 // Packs rows [n, k] of a stored format ("f32", "f16", "bf16", a GGUF type's name, or "s4g<group>" and "u4g<group>" of formats.cpp) with
 // so many threads. The target is "f32", "q8", "q4", or, if that is the format's own, "q5" or "q6": a format that runs as it is stored keeps
-// its blocks where the target is its own, everything else is rounded from floats. `order`, if not null, gives for each output row the stored row that it comes from.
-// Throws std::invalid_argument.
+// its blocks where the target is its own, everything else is rounded from floats. `order`, if not null, gives for each
+// output row the stored row that it comes from. Throws std::invalid_argument.
 std::shared_ptr<Matrix> pack(const std::string& format, const std::string& target, const uint8_t* rows, int64_t row_bytes,
                              int64_t n, int64_t k, const int64_t* order, int threads = 1);
 

@@ -57,15 +57,19 @@ class MemoryLog:
         self.data = bytearray(records.written("toy", kept))
         self._put = put
         self._numbers = {request.id: answer.first + i for answer in kept for i, request in enumerate(answer.requests)}
+        self._examined = {request.id for answer in kept for request in answer.requests if request.examined}
         self._next = max(self._numbers.values(), default=-1) + 1
 
     def accepted(self, request: Request) -> None:
         self._numbers[request.id] = self._next
+        if request.examined:
+            self._examined.add(request.id)
         self._add(records.encode(Accepted(request.id, self._next, b"", [request])))
         self._next += 1
 
     def sampled(self, chunks: Sequence[TokenChunk]) -> None:
-        samples = [SampledToken.of(self._numbers[chunk.request], chunk) for chunk in chunks if chunk.request in self._numbers]
+        kept = [chunk for chunk in chunks if chunk.choice or chunk.request not in self._examined]
+        samples = [SampledToken.of(self._numbers[chunk.request], chunk) for chunk in kept if chunk.request in self._numbers]
         if samples:
             self._add(records.encode(SampledTokens(samples)))
 
@@ -149,7 +153,7 @@ class LedCounts(CopyCounts):
 
     def sampled(self, chunks: list[TokenChunk]) -> None:
         super().sampled(chunks)
-        self._log.sampled([chunk for chunk in chunks if not chunk.scores and not chunk.embedding])
+        self._log.sampled(chunks)
 
 
 class StandbyScenario(FleetScenario):
