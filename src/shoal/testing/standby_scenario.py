@@ -352,6 +352,8 @@ class StandbyScenario(FleetScenario):
             self._loop.call_later(self.fate.uniform(0.3, 8), setattr, leader.lease, "cut", False)
 
     async def _kill_standby(self) -> None:
+        if self._leader is None:  # its copy may be the last
+            return
         if others := [head for head in self.heads if head is not self._leader and head.process is not None]:
             await self._kill_head(self.fate.choice(others))
 
