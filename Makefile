@@ -13,7 +13,7 @@ PINNED = --constraint $(PINS) --build-constraint $(PINS)
 # Every process would compile every module again: half of the time that a head takes to start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test test-fast test-latest simulate bench check format proto constraints install develop gpu-check console browser screenshots wheels aarch64 promtool etcd charttools charttools-pins docs clean
+.PHONY: run test test-fast test-latest simulate bench check check-native format proto constraints install develop gpu-check console browser screenshots wheels aarch64 promtool etcd charttools charttools-pins docs clean
 
 run: $(VENV)/installed
 	$(BIN)/shoal run "$(PROMPT)" --nodes $(NODES) --url ""
@@ -45,6 +45,13 @@ check: $(VENV)/developed
 format: $(VENV)/developed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The kernels' check program with sanitizers, for each instruction set of this machine: it stops at the first read or write outside of an
+# object, and at the first operation that C++ leaves undefined.
+check-native: $(VENV)/developed
+	PATH="$(abspath $(BIN)):$$PATH" && cmake -S . -B build/sanitized -DSHOAL_CHECK=ON -DSHOAL_SANITIZE=ON -DCMAKE_BUILD_TYPE=Release && \
+		cmake --build build/sanitized --parallel
+	build/sanitized/check_kernels $$($(BIN)/python -c "from benchmarks.kernels import sets; print(*sets())")
 
 # Whole clusters in a simulated network, one story per seed; a failing one is printed and can be replayed.
 SEEDS ?= 20000
