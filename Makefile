@@ -51,7 +51,7 @@ format: $(VENV)/developed
 check-native: $(VENV)/developed
 	PATH="$(abspath $(BIN)):$$PATH" && cmake -S . -B build/sanitized -DSHOAL_CHECK=ON -DSHOAL_SANITIZE=ON -DCMAKE_BUILD_TYPE=Release && \
 		cmake --build build/sanitized --parallel
-	build/sanitized/check_kernels $$($(BIN)/python -c "from benchmarks.kernels import sets; print(*sets())")
+	build/sanitized/check_kernels $$($(BIN)/python -c "from shoal.native import instruction_sets; print(*instruction_sets())")
 
 # Whole clusters in a simulated network, one story per seed; a failing one is printed and can be replayed.
 SEEDS ?= 20000

@@ -10,28 +10,15 @@ import argparse
 from benchmarks.report import processor
 from shoal.config import INSTRUCTION_SETS
 from shoal.executor.kernel_speed import kernel_speed
-from shoal.native import kernels
+from shoal.native import instruction_sets
 
 ROWS = (1, 4, 8, 32, 128)
-
-
-def sets() -> list[str]:
-    """That this machine has."""
-    module, found = kernels(), list[str]()
-    if module is None:
-        raise SystemExit("the kernels are not compiled")
-    for name in INSTRUCTION_SETS:
-        try:
-            found.append(module.isa(name))
-        except ValueError:
-            continue
-    return found
 
 
 def main(threads: int, wanted: list[str], seconds: float) -> None:
     print(f"{processor()}, {threads} thread(s); 10^9 operations per second, fastest of many\n")
     print("| set | weights | " + " | ".join(f"{rows} rows" for rows in ROWS) + " |\n|" + "---|" * (len(ROWS) + 2))
-    for isa in wanted or sets():
+    for isa in wanted or instruction_sets():
         for kind, points in kernel_speed(threads, isa, seconds).arithmetic.items():
             speeds = dict(points)
             if kind != "attention":

@@ -75,7 +75,7 @@ class AutoDistributedModel:
             raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
         head = from_environment(HeadSettings, {**settings, "model": model, "port": 0, "control_port": 0})
         node = from_environment(_NodeSettings, {"memory": memory, "threads": threads})
-        check_runtime(node.runtime)
+        check_runtime(node.runtime, node.isa)
         if why := missing():
             warnings.warn(f"layers run slowly: {why}", RuntimeWarning, stacklevel=2)
         return cls(head, node, nodes)

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from shoal.config import INSTRUCTION_SETS
+from shoal.native import instruction_sets
 from tests.support import forks
 from tests.support.cluster import MODEL, Cluster, Process, cluster, free_port, gone, served
 
@@ -85,6 +87,9 @@ def test_a_fork_says_what_a_started_command_says(arguments: tuple[str, ...]) -> 
     assert (real.returncode, real.stdout, real.stderr) == (forked.returncode, forked.stdout, forked.stderr)
 
 
+FOREIGN = next(name for name in INSTRUCTION_SETS if name not in instruction_sets())
+"""An instruction set that this processor lacks."""
+
 MISTAKES: list[tuple[list[str], str]] = [
     (["--nope"], "--nope"),
     (["jion"], "join"),
@@ -100,6 +105,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["join", "no-such-host.invalid:7420"], "no-such-host.invalid"),
     (["join", "127.0.0.1:1", "--memory", "lots"], "lots"),
     (["join", "127.0.0.1:1", "--isa", "mmx"], "mmx"),
+    (["join", "127.0.0.1:1", "--isa", FOREIGN], f"--isa {FOREIGN} cannot be used here: this processor has"),
     (["models", "rm", "nope"], "nope"),
     (["models", "pull", "nope"], "nope"),
     (["plan", MODEL, "--node", "big"], "big"),
@@ -120,6 +126,11 @@ def test_brackets_of_an_error_are_no_markup() -> None:
 )
 def test_a_wrong_variable_is_named(name: str, value: str, word: str) -> None:
     says(shoal("serve", **{name: value}), 2, word)
+
+
+@pytest.mark.parametrize("command", [["doctor", "--measure"], ["up", "--model", MODEL]])
+def test_an_instruction_set_that_is_not_here_is_told_at_once(command: list[str]) -> None:
+    says(shoal(*command, SHOAL_ISA=FOREIGN), 2, f"--isa {FOREIGN} cannot be used here: this processor has")
 
 
 @pytest.mark.parametrize("command", [["run", "hi", "--url"], ["nodes", "--head"]])

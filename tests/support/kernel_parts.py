@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shoal.config import INSTRUCTION_SETS, KvType
+from shoal.config import KvType
 from shoal.executor.kv_pool import token_bytes
-from shoal.native import BLOCK_TOKENS, kernels
+from shoal.native import BLOCK_TOKENS, instruction_sets, kernels
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -20,19 +20,7 @@ module: Any = kernels()
 compiled = pytest.mark.skipif(module is None, reason="the kernels are not compiled")
 
 
-def _sets() -> list[str]:
-    """Instruction sets that this machine has."""
-    out: list[str] = []
-    for name in INSTRUCTION_SETS:
-        try:
-            module.isa(name)
-        except ValueError:
-            continue
-        out.append(name)
-    return out
-
-
-ISAS = _sets() if module is not None else []
+ISAS = instruction_sets()
 on_every_isa = pytest.mark.parametrize("isa", ISAS)
 
 

@@ -427,9 +427,11 @@ def doctor(
 ) -> None:
     """Show what this machine can do, how much of it shoal will use, and what is wrong."""
     from shoal.cli import inspect
+    from shoal.executor.runtimes import check_runtime
 
     if measure:
         here = from_environment(NodeSettings, {"threads": threads or None}, file=of_file(NodeSettings))
+        check_runtime(here.runtime, here.isa)
         inspect.measure_machine(here.packed_folder, here.compute_threads, here.isa, as_json)
     else:
         inspect.doctor(as_json)

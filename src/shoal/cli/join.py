@@ -51,7 +51,7 @@ async def listened(address: str) -> None:
 
 
 async def _join(address: str, settings: NodeSettings) -> None:
-    check(settings.runtime)
+    check(settings)
     address = str(parse_address(address)) if address else ""
     check_keys(settings)
     stop = stop_signal()

@@ -146,7 +146,7 @@ def node_settings(memory: str = "", threads: int = 0, runtime: RuntimeName = Run
     here = {name: value for name, value in of_file(NodeSettings).items() if name in _LOCAL}
     node = from_environment(NodeSettings, {"memory": memory or None, "threads": threads or None, "runtime": chosen}, file=here)
 
-    check(node.runtime)
+    check(node)
     return node
 
 

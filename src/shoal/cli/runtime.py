@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from shoal.cli.show import err
-from shoal.config import RuntimeName
+from shoal.config import NodeSettings
 from shoal.executor.runtimes import check_runtime
 from shoal.native import missing
 
 
-def check(runtime: RuntimeName) -> None:
-    """Warns if layers run, but slowly. Raises ConfigError if the requested runtime is not here, or none at all."""
-    check_runtime(runtime)
+def check(node: NodeSettings) -> None:
+    """Warns if layers run, but slowly. Raises ConfigError if the requested runtime or instruction set is not here, or no runtime at all."""
+    check_runtime(node.runtime, node.isa)
     if why := missing():
         err.print(f"[yellow]slow:[/yellow] layers run with an ONNX runtime, many times slower than they could: {why}", soft_wrap=True)

@@ -24,7 +24,7 @@ from shoal.executor.store import WeightStore
 from shoal.folders import cache_dir
 from shoal.models.spec import ModelSpec
 from shoal.models.weights import Weights
-from shoal.native import instruction_set, missing
+from shoal.native import instruction_set, instruction_sets, missing
 
 log = structlog.get_logger()
 
@@ -48,8 +48,11 @@ def installed() -> list[RuntimeName]:
     return [r for r in (RuntimeName.NATIVE, *_PACKAGES) if not lacking(r)]
 
 
-def check_runtime(runtime: RuntimeName) -> None:
-    """Call it before anything is fetched or joined. Raises ConfigError if the requested runtime is not here, or none at all."""
+def check_runtime(runtime: RuntimeName, isa: str = "") -> None:
+    """Call it before anything is fetched or joined. Raises ConfigError if the requested runtime or instruction set is not here, or no runtime
+    at all."""
+    if isa and (here := instruction_sets()) and isa not in here:
+        raise ConfigError(f"--isa {isa} cannot be used here: this processor has {', '.join(here)}")
     if runtime is not RuntimeName.AUTO:
         if reason := lacking(runtime):
             raise ConfigError(f"--runtime {runtime} cannot be used here: {reason}")

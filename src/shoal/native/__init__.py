@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.config import INSTRUCTION_SETS
+
 if TYPE_CHECKING:
     from shoal.native._kernels import Dense as Dense
     from shoal.native._kernels import Experts as Experts
@@ -48,6 +50,17 @@ def _loaded():
     if _kernels.BLOCK_TOKENS != BLOCK_TOKENS:
         raise ImportError("the compiled kernels belong to another version of shoal; reinstall it")
     return _kernels, ""
+
+
+def instruction_sets() -> list[str]:
+    """Those that the kernels can use here, the best one first; none without the extension."""
+    module, found = kernels(), list[str]()
+    for name in INSTRUCTION_SETS if module is not None else ():
+        try:
+            found.append(module.isa(name))
+        except ValueError:
+            continue
+    return found
 
 
 def instruction_set(wanted: str = "") -> str | None:
