@@ -55,7 +55,9 @@ def _loaded():
 def instruction_sets() -> list[str]:
     """Those that the kernels can use here, the best one first; none without the extension."""
     module, found = kernels(), list[str]()
-    for name in INSTRUCTION_SETS if module is not None else ():
+    if module is None:
+        return found
+    for name in INSTRUCTION_SETS:
         try:
             found.append(module.isa(name))
         except ValueError:
