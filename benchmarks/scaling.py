@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from time import perf_counter, thread_time
 
-import numpy as np
-
 from shoal.config import KvType, Precision, RuntimeName
 from shoal.executor.cost import model_cost
+from shoal.executor.memory_read import streaming_read
 from shoal.executor.runtimes import factory
 from shoal.executor.shard import Shard
 from shoal.executor.stage import StageExecutor
@@ -29,18 +27,6 @@ from shoal.request import SamplingParams
 from shoal.scheduler.plan import Chunk, Opened, StepPlan
 
 CONTEXTS, SLOTS = (128, 256, 512, 1024, 2048, 4096), (1, 2, 4, 8, 16, 32)
-
-
-def bandwidth(threads: int) -> float:
-    """Bytes per second that so many threads read together."""
-    arrays = [np.ones(1 << 26, np.float32) for _ in range(threads)]
-    seconds: list[float] = []
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(5):
-            began = perf_counter()
-            list(pool.map(np.max, arrays))
-            seconds.append(perf_counter() - began)
-    return sum(a.nbytes for a in arrays) / min(seconds)
 
 
 def loaded(weights: Weights, threads: int, tokens: int, kv_type: KvType = KvType.BF16) -> StageExecutor:
@@ -88,7 +74,7 @@ def main(threads: int, clock: Callable[[], float], plot: str, types: list[KvType
     weights = open_weights(pull("smollm2-135m"))
     executors = {kv_type: loaded(weights, threads, pool_tokens(max(every), max(contexts)), kv_type) for kv_type in types}
     costs = {kv_type: model_cost(weights.spec, weights, Precision.AUTO, kv_type, max(every)) for kv_type in types}
-    read, nbytes = bandwidth(threads), executors[types[0]].nbytes
+    read, nbytes = streaming_read(threads), executors[types[0]].nbytes
     print(f"{threads} threads, {read / 1e9:.1f} GB/s, {nbytes / 1e6:.0f} MB of weights; ms per step, and times the bandwidth limit")
     measured: dict[KvType, Measured] = {kv_type: {} for kv_type in types}
     for context in contexts:

@@ -39,6 +39,9 @@ enum class Scaling : uint8_t { Halves, Factors };      // a half for 32 weights;
 using Buffer = std::shared_ptr<uint8_t>;
 Buffer allocate(int64_t bytes);
 
+// Bytes of a block's codes, of the 16 rows of a panel.
+constexpr int64_t code_bytes(int bits) { return kPanel * kBlock * bits / 8; }
+
 struct Matrix {
   Kind kind = Kind::F32;
   Offset offset = Offset::None;
@@ -57,7 +60,7 @@ struct Matrix {
   int64_t blocks() const { return k / kBlock; }
   int64_t bytes() const { return panels() * panel_bytes; }
   const uint8_t* panel(int64_t p) const { return data.get() + p * panel_bytes; }
-  int64_t block_bytes() const { return kind == Kind::Q8 ? 512 : kind == Kind::Q6 ? 384 : kind == Kind::Q5 ? 320 : 256; }
+  int64_t block_bytes() const { return code_bytes(kind == Kind::Q8 ? 8 : kind == Kind::Q6 ? 6 : kind == Kind::Q5 ? 5 : 4); }
   const uint16_t* scales(int64_t p) const { return reinterpret_cast<const uint16_t*>(panel(p) + blocks() * block_bytes()); }
   const uint16_t* offsets(int64_t p) const { return scales(p) + blocks() * kPanel; }
   const int8_t* factors(int64_t p) const { return reinterpret_cast<const int8_t*>(scales(p)); }

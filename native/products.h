@@ -13,6 +13,21 @@ inline void finish(V acc, const float* bias, bool add, float* out) {
   keep(out, acc);
 }
 
+// R rows of inputs, quantised.
+template <int R>
+struct Inputs {
+  const int8_t* q[R];
+  const float* scale[R];
+  const int32_t *sum[R], *less[R];
+
+  Inputs(const Activations& x, int64_t row, int64_t k) {
+    for (int r = 0; r < R; ++r) {
+      const int64_t from = x.index ? x.index[row + r] : row + r, blocks = from * (k / kBlock);
+      q[r] = x.q + from * k, scale[r] = x.scale + blocks, sum[r] = x.sum + blocks, less[r] = x.less + 2 * blocks;
+    }
+  }
+};
+
 // The output rows [lane, lane + L) of a panel, for R rows of x. Weights are stored as described in matrix.h: for each block of 32 inputs,
 // groups of 4 consecutive inputs of every output row of the panel, so that one load and one dot product advance L output rows by 4 inputs.
 // With 4 bits a byte holds two weights, of inputs i and i + 16 of the block; with 5 the fifth bits lie apart.
@@ -23,16 +38,10 @@ void gemm_quantised(const Matrix& w, int64_t p, int64_t lane, const Activations&
   const uint8_t* data = w.panel(p) + lane * 4;
   const uint16_t *scales = w.scales(p) + lane, *offsets = offset != Offset::None ? w.offsets(p) + lane : nullptr;
   const B table = operand_table(w.table);
-  constexpr int64_t kBlockBytes = bits == 4 ? 256 : bits == 5 ? 320 : 512;
-  const int8_t* q[R];
-  const float* scale[R];
-  const int32_t* sum[R];
+  constexpr int64_t kBlockBytes = code_bytes(bits);
+  const Inputs<R> in(x, row, w.k);
   V acc[R];
-  for (int r = 0; r < R; ++r) {
-    const int64_t from = x.index ? x.index[row + r] : row + r;
-    q[r] = x.q + from * w.k, scale[r] = x.scale + from * blocks, sum[r] = x.sum + from * blocks;
-    acc[r] = V{};
-  }
+  for (int r = 0; r < R; ++r) acc[r] = V{};
   const int32_t zero = has_table ? kRaised : w.zero - (bits == 8 ? kTaken : 0);
   for (int64_t b = 0; b < blocks; ++b) {
     if (row == 0) {  // the first rows wait for memory: prefetch well ahead, into the next panels too (+15 to 25 % on Zen 4)
@@ -41,18 +50,18 @@ void gemm_quantised(const Matrix& w, int64_t p, int64_t lane, const Activations&
     I dots[R];
     if (offset == Offset::Zero) {
       const I zeros = __builtin_convertvector(halves(offsets + b * kPanel), I);
-      for (int r = 0; r < R; ++r) dots[r] = -(zeros * sum[r][b]);
+      for (int r = 0; r < R; ++r) dots[r] = -(zeros * in.sum[r][b]);
     } else {
-      for (int r = 0; r < R; ++r) dots[r] = I{} - zero * sum[r][b];
+      for (int r = 0; r < R; ++r) dots[r] = I{} - zero * in.sum[r][b];
     }
     const int8_t* inputs[R];
-    for (int r = 0; r < R; ++r) inputs[r] = q[r] + b * kBlock;
+    for (int r = 0; r < R; ++r) inputs[r] = in.q[r] + b * kBlock;
     block_dots<R, 8>(dots, Operands<bits, has_table>{data + b * kBlockBytes, table}, inputs);
     const V s = halves(scales + b * kPanel);
-    for (int r = 0; r < R; ++r) acc[r] += __builtin_convertvector(dots[r], V) * (s * scale[r][b]);
+    for (int r = 0; r < R; ++r) acc[r] += __builtin_convertvector(dots[r], V) * (s * in.scale[r][b]);
     if (offset == Offset::Minimum) {
       const V m = halves(offsets + b * kPanel);
-      for (int r = 0; r < R; ++r) acc[r] += m * (scale[r][b] * static_cast<float>(sum[r][b]));
+      for (int r = 0; r < R; ++r) acc[r] += m * (in.scale[r][b] * static_cast<float>(in.sum[r][b]));
     }
   }
   for (int r = 0; r < R; ++r) finish(has_table ? acc[r] * w.unit : acc[r], bias, add, out + (row + r) * stride);
@@ -73,22 +82,16 @@ inline V floats(const int8_t* p) {
 template <int R, int bits, Offset offset = Offset::None>
 void gemm_factored(const Matrix& w, int64_t p, int64_t lane, const Activations& x, int64_t row, const float* bias, bool add, float* out,
                    int64_t stride) {
-  constexpr int64_t size = bits == 6 ? 384 : 256;
+  constexpr int64_t size = code_bytes(bits);
   const int64_t blocks = w.blocks();
   const uint8_t* data = w.panel(p) + lane * 4;
   const int8_t* factors = w.factors(p) + lane;
   const int8_t* minimum_factors = w.minimum_factors(p) + lane;
   const uint16_t *supers = w.supers(p) + lane, *minimum_supers = w.minimum_supers(p) + lane;
   const B table = operand_table(w.table);
-  const int8_t* q[R];
-  const float* scale[R];
-  const int32_t* less[R];
+  const Inputs<R> in(x, row, w.k);
   V acc[R];
-  for (int r = 0; r < R; ++r) {
-    const int64_t from = x.index ? x.index[row + r] : row + r;
-    q[r] = x.q + from * w.k, scale[r] = x.scale + from * blocks, less[r] = x.less + from * 2 * blocks;
-    acc[r] = V{};
-  }
+  for (int r = 0; r < R; ++r) acc[r] = V{};
   for (int64_t b = 0; b < blocks; ++b) {
     const uint8_t* block = data + b * size;
     if (row == 0) {
@@ -98,12 +101,12 @@ void gemm_factored(const Matrix& w, int64_t p, int64_t lane, const Activations& 
     const V minimum_super = offset == Offset::Minimum ? halves(minimum_supers + b * kBlock / kSuper * kPanel) : V{};
     V sums[R];  // from 0 on, so that each product is fused with one addition, whatever R is
     const int8_t* inputs[R];
-    for (int r = 0; r < R; ++r) sums[r] = V{}, inputs[r] = q[r] + b * kBlock;
+    for (int r = 0; r < R; ++r) sums[r] = V{}, inputs[r] = in.q[r] + b * kBlock;
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       I dots[R];
       for (int r = 0; r < R; ++r) {
-        dots[r] = I{} + less[r][2 * b + half];
+        dots[r] = I{} + in.less[r][2 * b + half];
         if (bits == 4) dots[r] *= kRaised / 32;
       }
       block_dots<R, 4>(dots, Operands<bits, bits == 4>{block, table}, inputs, half * 4);
@@ -111,10 +114,10 @@ void gemm_factored(const Matrix& w, int64_t p, int64_t lane, const Activations& 
       for (int r = 0; r < R; ++r) sums[r] += __builtin_convertvector(dots[r], V) * s;
       if (offset == Offset::Minimum) {
         const V m = minimum_super * floats(minimum_factors + (b * 2 + half) * kPanel) * (-1.0f / 32);
-        for (int r = 0; r < R; ++r) sums[r] += m * static_cast<float>(less[r][2 * b + half]);
+        for (int r = 0; r < R; ++r) sums[r] += m * static_cast<float>(in.less[r][2 * b + half]);
       }
     }
-    for (int r = 0; r < R; ++r) acc[r] += sums[r] * scale[r][b];
+    for (int r = 0; r < R; ++r) acc[r] += sums[r] * in.scale[r][b];
   }
   for (int r = 0; r < R; ++r) finish(bits == 4 ? acc[r] * w.unit : acc[r], bias, add, out + (row + r) * stride);
 }

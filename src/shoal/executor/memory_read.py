@@ -8,14 +8,17 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-_SIZE = 256 << 20
-"""Bytes that are read, all threads together: more than most caches hold."""
+from shoal.allowance import memory
+
+_SIZE = 512 << 20
+"""Bytes that are read, all threads together: more than a processor's caches hold. Less where there is not four times as much free memory."""
 _TIMES = 8
 
 
 def streaming_read(threads: int) -> float:
-    """Bytes per second of the fastest of some passes; takes some tenths of a second, and 256 MiB of memory."""
-    parts = [np.ones(_SIZE // threads // 8, np.int64) for _ in range(threads)]
+    """Bytes per second of the fastest of some passes; takes some tenths of a second, and 512 MiB of memory at most."""
+    size = min(_SIZE, memory().available // 4)
+    parts = [np.ones(size // threads // 8, np.int64) for _ in range(threads)]
 
     def read(part: NDArray[np.int64]) -> None:
         np.add.reduce(part)

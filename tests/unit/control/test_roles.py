@@ -82,12 +82,21 @@ def test_nodes_alone_join_and_heads_alone_stand_by(message: NodeMessage, who: Ro
     at_head(tmp_path, work)
 
 
-@pytest.mark.parametrize("messages", [[Heartbeat(), Follow(address="b:1")], [Heartbeat(), Copied(number=1)], [Copied(number=1)]])
-def test_a_node_does_not_become_a_standby_by_a_later_message(messages: list[NodeMessage], tmp_path: Path) -> None:
-    """The leader would give it the key of the cluster's authority."""
+@pytest.mark.parametrize(
+    ("role", "messages"),
+    [
+        (Role.NODE, [Heartbeat(), Follow(address="b:1")]),  # the leader would give it the key of the cluster's authority
+        (Role.NODE, [Heartbeat(), Copied(number=1)]),
+        (Role.NODE, [Copied(number=1)]),
+        (Role.HEAD, [Follow(address="b:1"), Copied(number=1), Join(name="anna")]),
+    ],
+)
+def test_nobody_becomes_another_by_a_later_message(role: Role, messages: list[NodeMessage], tmp_path: Path) -> None:
+    """The last of the messages is not heard."""
 
     async def work(attendant: Attentive, address: str, authority: Authority) -> None:
-        client = ControlClient(address, authority.credentials(Role.NODE, "anna"))
+        attendant.stays = True
+        client = ControlClient(address, authority.credentials(role, "anna"))
         for message in messages:
             client.say(message)
         with pytest.raises(ClusterError):
@@ -95,22 +104,6 @@ def test_a_node_does_not_become_a_standby_by_a_later_message(messages: list[Node
                 pass
         await client.close()
         assert attendant.heard_of == messages[:-1]
-
-    at_head(tmp_path, work)
-
-
-def test_a_standby_says_nothing_of_a_node(tmp_path: Path) -> None:
-    async def work(attendant: Attentive, address: str, authority: Authority) -> None:
-        attendant.stays = True
-        client = ControlClient(address, authority.credentials(Role.HEAD, "anna"))
-        said = [Follow(address="b:1"), Copied(number=1), Join(name="anna")]
-        for message in said:
-            client.say(message)
-        with pytest.raises(ClusterError):
-            async for _ in client.attend(10):
-                pass
-        await client.close()
-        assert attendant.heard_of == said[:-1]
 
     at_head(tmp_path, work)
 
