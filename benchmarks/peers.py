@@ -35,7 +35,8 @@ def llama_cpp(isa: str = "") -> Path:
         if hashlib.sha256(package.read_bytes()).hexdigest() != _SHA256:
             raise SystemExit(f"{package} is not the package that was measured against")
         with tarfile.open(package) as archive:
-            archive.extractall(home, filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # since 3.11.4
+            archive.extractall(home)
     return _alone(home / _BINARIES, _LIBRARIES[isa]) if isa else home / _BINARIES
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -42,27 +43,26 @@ class EtcdUrl:
 
 def parse(text: str) -> EtcdUrl:
     """Raises ConfigError, which never quotes the password."""
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        raise ConfigError(f"the etcd URL cannot be read; {_WRITE}") from None
-    account, _, hosts = parts.netloc.rpartition("@")
+    scheme, _, rest = text.partition("://")
+    scheme = scheme.lower()
+    members = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    parts = urlsplit(f"etcd://host{rest[len(members) :]}")  # which takes no lists of hosts with one of IPv6 among them
+    account, _, hosts = members.rpartition("@")
     user, _, password = account.partition(":")
-    shown = f"{parts.scheme}://{f'{user}:***@' if account else ''}{hosts}"
-    if parts.scheme not in ("etcd", "etcds") or not hosts or parts.path not in ("", "/") or parts.fragment:
+    shown = f"{scheme}://{f'{user}:***@' if account else ''}{hosts}"
+    if scheme not in ("etcd", "etcds") or not hosts or parts.path not in ("", "/") or parts.fragment:
         raise ConfigError(f"{shown} is no address of etcd; {_WRITE}")
     if account and not (user and password):
         raise ConfigError(f"{shown} names a user without a password; write etcd://USER:PASSWORD@HOST:PORT")
     files = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
     if unknown := files.keys() - _FILES:
         raise ConfigError(f"{shown} has {len(unknown)} unknown options; known are {', '.join(sorted(_FILES))}")
-    if files and parts.scheme == "etcd":
+    if files and scheme == "etcd":
         raise ConfigError(f"{shown} names files of TLS; write etcds://")
     if "key" in files and "cert" not in files:
         raise ConfigError(f"{shown} names a key without a certificate: add cert=FILE")
-    scheme = "https" if parts.scheme == "etcds" else "http"
-    members = tuple(f"{scheme}://{_member(host, shown)}" for host in hosts.split(","))
-    return EtcdUrl(members, shown, unquote(user), unquote(password), files)
+    http = "https" if scheme == "etcds" else "http"
+    return EtcdUrl(tuple(f"{http}://{_member(host, shown)}" for host in hosts.split(",")), shown, unquote(user), unquote(password), files)
 
 
 def _member(text: str, shown: str) -> str:

@@ -155,7 +155,7 @@ class TcpStream:
         return frame
 
     async def close(self) -> None:
-        self._protocol.transport.close()
+        self.finish()
         await asyncio.wait({self._protocol.lost}, timeout=_CLOSING)
         self._protocol.transport.abort()  # a peer that does not read must not hold this side up
 
@@ -168,7 +168,8 @@ class TcpStream:
 
     def finish(self) -> None:
         """Like close, but does not wait for it."""
-        self._protocol.transport.close()
+        if not self._protocol.transport.is_closing():  # until Python 3.11.4, one of TLS that is closed twice cannot be aborted any more
+            self._protocol.transport.close()
 
     def trust(self, body: int | None = None) -> None:
         self._protocol.trust(body)
